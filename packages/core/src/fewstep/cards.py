@@ -1,0 +1,52 @@
+"""The lazy visiting card of a method, recipe, loader, task or kernel. Imports no torch."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+import pluggy
+
+hookimpl = pluggy.HookimplMarker("fewstep")
+"""Marks a function of a ``plugin.py`` as an implementation of one of the hooks in `fewstep.hookspecs`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What ``fewstep list`` knows about a thing before anything heavy is imported.
+
+    Targets are strings ``"module:Name"`` that are imported only when the thing is used.
+    """
+
+    name: str
+    """Short name, as typed on the command line: ``slim-infer``."""
+    summary: str
+    """One line, without a full stop."""
+    target: str
+    """``"module:Name"``: a Method or Task class, a function returning a Loaded or Recipe, or a Kernel object."""
+    paper: str | None = None
+    """arXiv identifier, for example ``2508.06447``; None for things that no paper describes."""
+    models: tuple[str, ...] = ()
+    """What it supports: architecture classes (methods) or model names (loaders)."""
+    run: str | None = None
+    """Methods only: ``"module:Name"`` of the dataclass of inputs that ``fewstep run`` asks for and calls."""
+    fit: str | None = None
+    """Methods only: ``"module:Name"`` of the dataclass of options that ``fewstep fit`` asks for and calls."""
+
+    def load(self) -> Any:
+        """Import the target and return it."""
+        return import_target(self.target)
+
+
+def import_target(target: str) -> Any:
+    """Import ``"module:Name"`` and return the object.
+
+    Raises:
+        ImportError: the module is missing or has no such name.
+    """
+    module, _, name = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except AttributeError as error:
+        raise ImportError(f"{module} has no {name!r}, which a card names as its target") from error

@@ -1,0 +1,115 @@
+"""Save, load and push a method: one JSON of all its fields, safetensors for its weights, and a generated card."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import plugins
+from .errors import BadFileError
+
+if TYPE_CHECKING:
+    from .method import Method
+
+CONFIG = "fewstep.json"
+PathLike = str | os.PathLike
+
+
+def weights() -> Any:
+    """A dataclass field for the path of a safetensors file; left out of equality and of the JSON."""
+    return dataclasses.field(default=None, compare=False, metadata={"safetensors": True})
+
+
+def save(method: Method, folder: PathLike) -> None:
+    """Write `method` to `folder`; existing files of the same names are replaced, each atomically."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for field in _fields(method, weights=True):
+        if (source := getattr(method, field.name)) is not None:
+            part = folder / f"{field.name}.safetensors.part"
+            shutil.copyfile(source, part)
+            os.replace(part, folder / f"{field.name}.safetensors")
+    fields = {field.name: getattr(method, field.name) for field in _fields(method)}
+    package = type(method).__module__.partition(".")[0]
+    config = {"method": method.name, "package": package, "core": version("fewstep-core"), "fields": fields}
+    _write(folder / CONFIG, json.dumps(config, indent=2, default=dataclasses.asdict) + "\n")
+    _write(folder / "README.md", card_text(method))
+
+
+def load(cls: type[Method], source: PathLike) -> Any:
+    """Read a saved method; see `Method.from_pretrained`."""
+    folder = Path(source)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors"]))
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        name, fields = config["method"], {k: _frozen(v) for k, v in config["fields"].items()}
+    except FileNotFoundError as error:
+        raise BadFileError(f"{folder} is not a saved fewstep method: it has no {CONFIG}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadFileError(f"{folder / CONFIG} is damaged: {error}") from error
+    if "name" not in vars(cls):
+        cls = plugins.find(plugins.methods(), name, "method").load()
+    if cls.name != name:
+        raise BadFileError(f"{folder} holds a {name} method, not {cls.name}")
+    try:
+        method = cls(**fields)
+    except TypeError as error:
+        raise BadFileError(f"{folder / CONFIG} does not fit the installed {name}: {error}") from error
+    present = {f.name: folder / f"{f.name}.safetensors" for f in _fields(method, weights=True)}
+    return dataclasses.replace(method, **{k: path for k, path in present.items() if path.exists()})
+
+
+def push(method: Method, repo_id: str, *, private: bool = False) -> str:
+    """Upload a saved form of `method` to the hub and return its address."""
+    with tempfile.TemporaryDirectory() as folder:
+        save(method, folder)
+        return push_folder(folder, repo_id, private=private)
+
+
+def push_folder(folder: PathLike, repo_id: str, *, private: bool = False) -> str:
+    """Upload a folder to the hub (created if missing) and return its address."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    address = api.create_repo(repo_id, private=private, exist_ok=True)
+    api.upload_folder(repo_id=repo_id, folder_path=folder)
+    return str(address)
+
+
+def card_text(method: Method) -> str:
+    """The model card: front matter, what the method is, how to load it, and its fields."""
+    summary = (type(method).__doc__ or "").strip().partition("\n")[0]
+    rows = "\n".join(f"| `{f.name}` | `{getattr(method, f.name)}` |" for f in _fields(method))
+    package = type(method).__module__.partition(".")[0]
+    return (
+        f"---\nlibrary_name: fewstep\ntags: [fewstep, {method.name}]\n---\n\n# {method.name}\n\n{summary}\n\n"
+        f"```python\nfrom {package} import {type(method).__name__}\n\n"
+        f'method = {type(method).__name__}.from_pretrained("this/repository")\nwith method.apply(model):\n    ...\n'
+        f"```\n\n| field | value |\n| --- | --- |\n{rows}\n"
+    )
+
+
+def _fields(method: Any, *, weights: bool = False) -> list[dataclasses.Field]:
+    return [f for f in dataclasses.fields(method) if f.metadata.get("safetensors", False) is weights]
+
+
+def _frozen(value: Any) -> Any:
+    """JSON lists back to the tuples that frozen dataclasses hold."""
+    if isinstance(value, list):
+        return tuple(_frozen(v) for v in value)
+    return value
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)

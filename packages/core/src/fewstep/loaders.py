@@ -1,0 +1,114 @@
+"""Get a model by name: a plug-in's loader, a local folder, or a hub id."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from . import plugins
+from .errors import BadFileError, UnknownNameError
+
+Weights = Literal["trained", "pretrained", "random"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A model with what it needs to be used."""
+
+    model: Any
+    """An ``nn.Module`` in eval mode, or a ``DiffusionPipeline``."""
+    name: str
+    """As typed by the user; written to every row."""
+    processor: Any = None
+    """Tokenizer or processor; None for pipelines, which carry their own."""
+    weights: Weights = "pretrained"
+    """Where the weights come from; quality is never reported for ``random``."""
+
+
+def load(name: str, *, dtype: str = "float32", device: str = "cpu") -> Loaded:
+    """Load a model by loader name, local folder or hub id. Never runs code that comes with a checkpoint.
+
+    Args:
+        name: a name from ``fewstep list``, a folder holding ``config.json`` or ``model_index.json``, or ``owner/name``.
+        dtype: a torch dtype by name: ``float32``, ``bfloat16``, ``float16``.
+        device: a torch device: ``cpu``, ``cuda``, ``cuda:1``.
+
+    Raises:
+        UnknownNameError: nothing of that name; the message lists the nearest loaders.
+        BadFileError: the folder holds no model, or its files are damaged.
+    """
+    cards = plugins.loaders()
+    if name in cards:
+        return cards[name].load()(dtype=dtype, device=device)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return from_folder(folder, name=name, dtype=dtype, device=device)
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return from_folder(_download(name), name=name, dtype=dtype, device=device)
+    plugins.find(cards, name, "model, folder or hub id")
+    raise AssertionError("find raises for a name that is not in the cards")
+
+
+def from_folder(folder: Path, *, name: str, dtype: str, device: str, weights: Weights = "pretrained") -> Loaded:
+    """Load an ordinary transformers or diffusers folder (safetensors only)."""
+    import torch
+    from safetensors import SafetensorError
+
+    torch_dtype = getattr(torch, dtype, None)
+    if not isinstance(torch_dtype, torch.dtype):
+        raise ValueError(f"{dtype!r} is not a torch dtype; use float32, bfloat16 or float16")
+    try:
+        if (folder / "model_index.json").exists():
+            return _pipeline(folder, name, torch_dtype, device, weights)
+        return _transformer(folder, name, torch_dtype, device, weights)
+    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise BadFileError(f"the model in {folder} is damaged ({error}); download or save it again") from error
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BadFileError(f"{folder} cannot be loaded as a model: {str(error).splitlines()[0]}") from error
+
+
+def _transformer(folder: Path, name: str, dtype: Any, device: str, weights: Weights) -> Loaded:
+    import transformers
+
+    if not (folder / "config.json").exists():
+        raise BadFileError(f"{folder} is not a model folder: it has neither config.json nor model_index.json")
+    config = transformers.AutoConfig.from_pretrained(folder)
+    architecture = (config.architectures or [""])[0]
+    cls = getattr(transformers, architecture, None)
+    if cls is None:
+        raise BadFileError(f"{folder} asks for {architecture or 'no architecture'}, which transformers does not have")
+    model, info = cls.from_pretrained(
+        folder, dtype=dtype, use_safetensors=True, output_loading_info=True, local_files_only=True
+    )
+    if missing := sorted(info["missing_keys"]):
+        raise BadFileError(f"{folder} lacks {len(missing)} weights of {architecture}, for example {missing[0]}")
+    auto = transformers.AutoTokenizer if architecture.endswith("ForCausalLM") else transformers.AutoProcessor
+    processor = auto.from_pretrained(folder, local_files_only=True) if _has_processor(folder) else None
+    return Loaded(model=model.to(device).eval(), name=name, processor=processor, weights=weights)
+
+
+def _has_processor(folder: Path) -> bool:
+    return any((folder / f).exists() for f in ("tokenizer.json", "tokenizer_config.json", "processor_config.json"))
+
+
+def _pipeline(folder: Path, name: str, dtype: Any, device: str, weights: Weights) -> Loaded:
+    import diffusers
+
+    pipe = diffusers.DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, use_safetensors=True)
+    return Loaded(model=pipe.to(device), name=name, weights=weights)
+
+
+def _download(repo_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo_id, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"]))
+    except Exception as error:  # the hub client raises many kinds; the user needs one sentence
+        offline = " (offline: HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+        near = ", ".join(plugins.loaders()) or "none"
+        raise UnknownNameError(
+            f"no model {repo_id!r} on this machine or the hub{offline}; models that load by name: {near}"
+        ) from error

@@ -1,0 +1,107 @@
+"""`Method`: a frozen dataclass with one verb, `apply`. `Applied`: what undoes it, exactly."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from contextlib import ExitStack
+from typing import Any, ClassVar, Self
+from weakref import WeakKeyDictionary
+
+from . import hub
+from .errors import SeamConflictError
+
+_occupied: WeakKeyDictionary[Any, dict[str, str]] = WeakKeyDictionary()
+_ABSENT = object()
+
+
+class Applied(ExitStack):
+    """An undo stack. Use it as a context manager, or keep it and call `remove`.
+
+    A method opens one, pushes each undo *as it makes each change* and returns ``undo.pop_all()``: an exception
+    half-way unwinds what was done, success hands the stack to the caller::
+
+        with Applied() as undo:
+            undo.occupy(model, self)
+            undo.set(model.model, "forward", fast_forward)
+            return undo.pop_all()
+    """
+
+    def remove(self) -> None:
+        """Undo everything, last change first. Calling it again does nothing."""
+        self.close()
+
+    def occupy(self, model: Any, method: Method) -> None:
+        """Claim the seams of `method` on `model` until removed.
+
+        Raises:
+            SeamConflictError: a method (perhaps the same one) already holds one of them; the message names both.
+        """
+        held = _occupied.setdefault(model, {})
+        for seam in sorted(method.seams):
+            if seam in held:
+                other = "already" if held[seam] == method.name else f"while {held[seam]} is"
+                raise SeamConflictError(
+                    f"{method.name} cannot be applied {other} applied to this {type(model).__name__}: "
+                    f"both use its seam {seam!r}; call .remove() on what the first apply returned"
+                )
+        for seam in method.seams:
+            held[seam] = method.name
+            self.callback(held.pop, seam)
+
+    def set(self, owner: Any, name: str, value: Any) -> None:
+        """Set an attribute on `owner` itself; undoing restores it, or deletes it where `owner` had none of its own."""
+        before = vars(owner).get(name, _ABSENT)
+        if before is _ABSENT:
+            self.callback(delattr, owner, name)
+        else:
+            self.callback(setattr, owner, name, before)
+        setattr(owner, name, value)
+
+
+class Method(ABC):
+    """A change to a model that makes it cheaper, as a value.
+
+    Subclasses are ``@dataclass(frozen=True, kw_only=True)``: the fields are the hyper-parameters, validated in
+    ``__post_init__``. Saving, loading and the hub are derived from the fields. A field made with
+    `fewstep.hub.weights` holds the path of a safetensors file that travels with the method.
+    """
+
+    name: ClassVar[str]
+    """The name of its card."""
+    seams: ClassVar[frozenset[str]]
+    """What it occupies of a model: ``"hidden-tokens"``, ``"attention"``, ``"experts"``, ``"scheduler"``, ..."""
+
+    @abstractmethod
+    def apply(self, model: Any) -> Applied:
+        """Change `model` (an ``nn.Module`` or a ``DiffusionPipeline``) in place; the result undoes it.
+
+        Raises:
+            UnsupportedModelError: this model cannot be changed so; it is left as it was.
+            SeamConflictError: another method is applied where this one would act.
+        """
+
+    def identity(self) -> Self | None:
+        """The setting at which outputs equal those of the unchanged model, or None where there is none.
+
+        The benchmark runs it first and prints no speed-up when the outputs differ.
+        """
+        return None
+
+    def save_pretrained(self, folder: hub.PathLike) -> None:
+        """Write ``fewstep.json`` (all fields), the weights, and a model card to `folder`."""
+        hub.save(self, folder)
+
+    @classmethod
+    def from_pretrained(cls, source: hub.PathLike) -> Self:
+        """Read what `save_pretrained` wrote, from a folder or a hub id.
+
+        Called on `Method` itself it finds the class by the name in the file.
+
+        Raises:
+            BadFileError: not a saved method, or one of another class.
+        """
+        return hub.load(cls, source)
+
+    def push_to_hub(self, repo_id: str, *, private: bool = False) -> str:
+        """Save to a temporary folder and upload it; returns the address of the repository."""
+        return hub.push(self, repo_id, private=private)

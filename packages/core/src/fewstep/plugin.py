@@ -1,0 +1,15 @@
+"""What core itself lists, through the same hooks as every plug-in."""
+
+from .cards import Card, hookimpl
+
+
+@hookimpl
+def fewstep_kernels():
+    return [
+        Card(
+            name="unit-score",
+            summary="relevance of key blocks to a local query: unit means, head mean, max over units",
+            target="fewstep.kernels.unit_score:KERNEL",
+            paper="2508.06447",
+        )
+    ]
