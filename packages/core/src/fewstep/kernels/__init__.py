@@ -1,0 +1,76 @@
+"""Kernels: one plain specification each, fast twins by backend, and what is needed to check and compile them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from fewstep.cards import import_target
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call that every backend must answer as the specification does."""
+
+    name: str
+    args: tuple[Tensor, ...]
+    options: Mapping[str, Any]
+
+    def call(self, function: Callable[..., Tensor]) -> Tensor:
+        """Return what `function` makes of this case."""
+        return function(*self.args, **self.options)
+
+    def to(self, device: str) -> Case:
+        """Return the same case with its tensors on `device`."""
+        return Case(self.name, tuple(tensor.to(device) for tensor in self.args), self.options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signature:
+    """One specialisation of a Triton function, enough to compile it for a GPU that is not present."""
+
+    name: str
+    function: Any
+    """The ``@triton.jit`` function."""
+    types: Mapping[str, str]
+    """Run-time arguments, in any order: ``{"keys": "*bf16", "tokens": "i32"}``."""
+    constants: Mapping[str, Any]
+    """Values of the ``tl.constexpr`` arguments."""
+    aligned: tuple[str, ...] = ()
+    """Arguments that the launcher would find divisible by 16: pointers, strides."""
+    warps: int = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """An operation with a plain PyTorch specification and fast versions of it."""
+
+    name: str
+    target: str
+    """``"module:NAME"`` of this very object, so that a fresh process can import it."""
+    naive: Callable[..., Tensor]
+    """The specification."""
+    fast: Mapping[str, str] = field(default_factory=dict)
+    """Backend name (``cpu``, ``triton``) to ``"module:function"``, imported only when used."""
+    cases: Callable[[], Iterable[Case]]
+    """Makes the inputs on which backends are compared: odd sizes, dtypes, GQA ratios; the same ones on each call."""
+    signatures: str | None = None
+    """``"module:function"`` returning the `Signature`s to compile ahead of time; None without a Triton version."""
+    tolerance: float = 1e-5
+    """Largest allowed difference from the specification, as a share of the specification's largest magnitude."""
+
+    def function(self, backend: str) -> Callable[..., Tensor]:
+        """Import and return the function of one backend.
+
+        Raises:
+            ValueError: there is no such backend.
+            ImportError: the backend needs a package that is not installed.
+        """
+        if backend == "naive":
+            return self.naive
+        if backend not in self.fast:
+            raise ValueError(f"kernel {self.name} has no backend {backend!r}; it has: naive, {', '.join(self.fast)}")
+        return import_target(self.fast[backend])
