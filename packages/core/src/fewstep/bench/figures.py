@@ -26,6 +26,7 @@ _LOOKS = [("#D55E00", "o"), ("#0072B2", "s"), ("#009E73", "^"), ("#CC79A7", "D")
 _STYLE = {
     "font.size": 9,
     "font.sans-serif": ["DejaVu Sans"],
+    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
     "svg.fonttype": "none",  # text stays text: it can be read out, found and selected
     "svg.hashsalt": "fewstep",  # the same rows give the same file
     **{key: INK for key in ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")},

@@ -1,0 +1,304 @@
+"""The report says what the rows say, dense first, in one file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from fewstep import FewstepError
+from fewstep.bench import Row
+from fewstep.bench.figures import front, points, save_figures
+from fewstep.bench.readme import check_readme, readme_table, update_readme
+from fewstep.bench.report import write_report
+from fewstep.bench.rows import append
+from fewstep.bench.tables import amount, compare, load, markdown, verdict
+from fewstep.errors import BadFileError
+
+PIXEL = base64.b64decode("R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7")
+HALF, QUARTER = {"keep": 0.5}, {"keep": 0.25}
+
+
+def row(method: str, metric: str, value: float, unit: str = "", **other) -> Row:
+    fields = {
+        "task": "needle", "model": "tiny-llm", "run": "r1", "weights": "trained", "device": "cpu", "dtype": "float32",
+        "threads": 2, "versions": {"torch": "2.13.0"}, "commit": "abc1234", "date": "2026-01-02T03:04:05+00:00",
+        "command": "fewstep bench slim-infer --task needle", "params": {"length": 8192, "seed": 0},
+        "baseline": "dense-sdpa-float32" if unit == "x" else None,
+    }  # fmt: skip
+    return Row(method=method, metric=metric, value=value, unit=unit, **{**fields, **other})
+
+
+def one_run(**other) -> list[Row]:
+    """A run whose dense arm comes last, so that its place in the table is not the order of the file."""
+    return [
+        row("slim-infer", "accuracy", 0.93, config=HALF, **other),
+        row("slim-infer", "ttft", 0.48, "s", config=HALF, spread=(0.46, 0.51), **other),
+        row("slim-infer", "ttft_speedup", 1.5, "x", config=HALF, spread=(1.42, 1.59), **other),
+        row("slim-infer", "kv_bytes", 2.0**20, "B", config=HALF, **other),
+        row("slim-infer", "accuracy", 0.9, config=QUARTER, **other),
+        row("slim-infer", "ttft", 0.36, "s", config=QUARTER, **other),
+        row("slim-infer", "ttft_speedup", 2.0, "x", config=QUARTER, spread=(1.9, 2.1), **other),
+        row("slim-infer", "kv_bytes", 2.0**19, "B", config=QUARTER, **other),
+        row("dense", "ttft", 0.72, "s", **other),
+        row("dense", "accuracy", 0.94, **other),
+        row("dense", "kv_bytes", 2.0**21, "B", **other),
+    ]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    append(one_run(), tmp_path / "results" / "needle.jsonl")
+    return tmp_path / "results"
+
+
+class Page(HTMLParser):
+    """Collects what the tests ask: cells of the tables, references, tags, and text."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.cells: list[list[str]] = []
+        self.references: list[str] = []
+        self.tags: list[str] = []
+        self.text = ""
+        self.open = False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.references += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "srcset")]
+        if tag == "tr":
+            self.cells.append([])
+        if tag in ("td", "th"):
+            self.cells[-1].append("")
+            self.open = True
+        if tag == "small":
+            self.cells[-1][-1] += " "
+
+    def handle_endtag(self, tag):
+        self.open = self.open and tag not in ("td", "th")
+
+    def handle_data(self, data):
+        self.text += data
+        if self.open:
+            self.cells[-1][-1] += data
+
+
+def test_the_table_says_what_the_rows_say_with_dense_first(source):
+    lines = write_report(source, None, figures=None).splitlines()
+    table = [line for line in lines if line.startswith("|")]
+    assert table == [
+        "| arm | time to first token | time to first token speed-up ↑ | accuracy ↑ | KV memory |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| dense | 720 ms | – | 0.94 | 2.00 MiB |",
+        "| slim-infer keep=0.5 | 480 ms [460, 510] | 1.50x [1.42, 1.59] | 0.93 | 1.00 MiB |",
+        "| slim-infer keep=0.25 | 360 ms | 2.00x [1.90, 2.10] | 0.9 | 512 KiB |",
+    ]
+    text = "\n".join(lines)
+    for needed in ("cpu, 2 threads, float32", "torch 2.13.0", "abc1234", "2026-01-02", "against dense-sdpa-float32"):
+        assert needed in text
+    assert "```\nfewstep bench slim-infer --task needle\n```" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [(3.214, "s", "3.21 s"), (0.0042, "s", "4.20 ms"), (2.5e-5, "s", "25.0 µs"), (150.0, "s", "150 s"),
+     (0.0, "s", "0 µs"), (1.794, "x", "1.79x"), (0.04, "x", "0.0400x"), (1536, "B", "1.50 KiB"), (12, "B", "12.0 B"),
+     (0.00123, "", "0.00123"), (-0.01, "", "-0.01"), (12345, "", "12,345"), (float("nan"), "", "nan"),
+     (9.87, "tokens/s", "9.87 tokens/s")],
+)  # fmt: skip
+def test_units_are_for_people(value, unit, text):
+    assert amount(row("dense", "any", value, unit)) == text
+
+
+def test_superseded_rows_are_left_out_but_counted(source):
+    append([row("dense", "ttft", 99.0, "s", superseded=True)], source / "needle.jsonl")
+    text = write_report(source, None, figures=None)
+    assert "99.0 s" not in text and "1 superseded row left out." in text
+
+
+def test_the_newest_run_of_an_arm_is_shown_and_older_ones_are_mentioned():
+    newer = {"run": "r2", "date": "2026-01-02T04:04:05+00:00", "params": {"length": 8192, "seed": 7}}
+    again = [row("slim-infer", "ttft_speedup", 1.7, "x", config=HALF, **newer), row("dense", "ttft", 0.8, "s", **newer)]
+    for rows in (one_run() + again, again + one_run()):  # the date decides, not the place in the file
+        (comparison,) = compare(rows)
+        arms = {arm.label: arm for arm in comparison.arms}
+        assert arms["slim-infer keep=0.5"].rows["ttft_speedup"].value == 1.7
+        assert "accuracy" not in arms["slim-infer keep=0.5"].rows, "an arm is never mixed from two runs"
+        assert arms["slim-infer keep=0.25"].dense["ttft"].value == 0.72, "compared with the dense model of its own run"
+        text = markdown(rows)
+        assert "Older runs, not shown: dense (1), slim-infer keep=0.5 (1)." in text and "several runs" in text
+
+
+def test_other_params_or_machines_are_other_tables():
+    rows = one_run() + one_run(run="r2", params={"length": 2048}) + one_run(run="r3", threads=8)
+    found = [(comparison.params["length"], comparison.setting.threads) for comparison in compare(rows)]
+    assert found == [(8192, 2), (2048, 2), (8192, 8)]
+
+
+def test_random_weights_are_marked_and_get_no_figure(tmp_path):
+    rows = [row for row in one_run(weights="random") if row.metric != "accuracy"]
+    append(rows, tmp_path / "needle.jsonl")
+    write_report(tmp_path, tmp_path / "out.html", figures=tmp_path / "figures")
+    page = Page((tmp_path / "out.html").read_text(encoding="utf-8"))
+    assert "Random weights: mechanics only." in page.text and "svg" not in page.tags
+    assert "Random weights: mechanics only." in markdown(rows)
+    assert not (tmp_path / "figures").exists()
+
+
+def test_a_speedup_counts_only_if_every_repeat_says_so():
+    spreads = {(1.1, 1.3): "gain", (0.9, 1.3): "", (0.7, 0.9): "loss"}
+    assert {s: verdict(row("m", "ttft_speedup", 1.0, "x", spread=s)) for s in spreads} == spreads
+
+
+def test_points_are_paired_ratios_and_the_front_drops_what_is_beaten():
+    slow = [row("llmc-plus", "ttft_speedup", 0.8, "x"), row("llmc-plus", "accuracy", 0.92)]
+    (comparison,) = compare(one_run() + slow)
+    found = points(comparison)
+    assert {p.arm.label: (p.x, p.y) for p in found} == {
+        "dense": (1.0, 0.94), "slim-infer keep=0.5": (1 / 1.5, 0.93), "slim-infer keep=0.25": (0.5, 0.9),
+        "llmc-plus": (1.25, 0.92),
+    }  # fmt: skip
+    assert found[1].x_error == pytest.approx((1 / 1.5 - 1 / 1.59, 1 / 1.42 - 1 / 1.5))
+    assert [p.arm.label for p in front(found, True)] == ["slim-infer keep=0.25", "slim-infer keep=0.5", "dense"]
+
+
+def test_lower_is_better_for_kl_and_dense_is_zero_by_definition():
+    kl = [dataclasses.replace(r, metric="kl", value=1 - r.value) if r.metric == "accuracy" else r for r in one_run()]
+    (comparison,) = compare([r for r in kl if not (r.method == "dense" and r.metric == "kl")])
+    found = points(comparison)
+    assert next(p.y for p in found if p.arm.method == "dense") == 0.0
+    assert [p.arm.label for p in front(found, False)][-1] == "dense"
+    assert "KL to dense ↓" in markdown(kl)
+
+
+def test_figures_are_small_repeatable_and_name_every_arm(tmp_path):
+    comparisons = compare(one_run(model="org/tiny llm"))
+    png, svg = save_figures(comparisons, tmp_path / "a")  # a slash in a model's name makes no folder
+    again = save_figures(comparisons, tmp_path / "b")
+    assert png.name == "needle-org-tiny-llm.png" and svg.name == "needle-org-tiny-llm.svg"
+    assert png.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and png.stat().st_size < 200_000
+    assert [png.read_bytes(), svg.read_bytes()] == [path.read_bytes() for path in again]
+    text = svg.read_text(encoding="utf-8")
+    assert all(arm.label in text for arm in comparisons[0].arms) and "accuracy" in text
+
+
+def test_without_matplotlib_the_table_still_comes_and_the_page_says_what_to_install(source, monkeypatch, tmp_path):
+    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert "| dense |" in write_report(source, None, figures=None)
+    with pytest.raises(FewstepError, match=r'pip install "fewstep-core\[bench\]"'):
+        write_report(source, tmp_path / "out.html", figures=None)
+    assert not (tmp_path / "out.html").exists()
+
+
+def store_samples(source: Path, arms: dict) -> None:
+    (source / "samples").mkdir()
+    (source / "samples" / "pixel.gif").write_bytes(PIXEL)
+    (source / "secret.png").write_bytes(b"secret")
+    text = json.dumps({"task": "needle", "model": "tiny-llm", "arms": arms})
+    (source / "samples" / "r1.json").write_text(text, encoding="utf-8")
+
+
+def test_the_page_is_one_file_with_table_figure_and_samples(source, tmp_path):
+    texts = ["<script>alert(1)</script>", "as the letter says"]
+    store_samples(source, {
+        "slim-infer keep=0.5": [{"title": "Who wrote it?", "text": texts[0], "file": None}],
+        "dense": [{"title": "Who wrote it?", "text": texts[1], "file": None},
+                  {"title": "A picture", "text": None, "file": "pixel.gif"}],
+    })  # fmt: skip
+    write_report(source, tmp_path / "deep" / "out.html", figures=None)
+    html = (tmp_path / "deep" / "out.html").read_text(encoding="utf-8")
+    page = Page(html)
+    assert all(reference.startswith(("#", "data:image/")) for reference in page.references)
+    assert "script" not in page.tags and "link" not in page.tags and "@import" not in html and "url(http" not in html
+    assert f"data:image/gif;base64,{base64.b64encode(PIXEL).decode()}" in page.references
+    assert texts[0] in page.text, "shown as text, not run"
+    assert page.text.index(texts[1]) < page.text.index(texts[0]), "dense comes first"
+    assert page.tags.count("svg") == 1 and "prefers-color-scheme: dark" in html
+    assert page.cells[1:] == [
+        ["dense", "720 ms", "–", "0.94", "2.00 MiB"],
+        ["slim-infer keep=0.5", "480 ms [460, 510]", "1.50x [1.42, 1.59]", "0.93", "1.00 MiB"],
+        ["slim-infer keep=0.25", "360 ms", "2.00x [1.90, 2.10]", "0.9", "512 KiB"],
+    ]
+    card = page.text[: page.text.index("How it was measured")]
+    assert "2.00x" in card and "accuracy 0.9 (dense 0.94)" in card, "the best speed-up with its quality"
+
+
+def test_names_are_text_in_the_figure_too(source, tmp_path):
+    odd = {"config": {"note": "<script>$x_2$"}, "run": "r1"}
+    append([row("odd", "ttft_speedup", 1.2, "x", **odd), row("odd", "accuracy", 0.8, **odd)], source / "needle.jsonl")
+    text = write_report(source, tmp_path / "out.html", figures=None)
+    page = Page((tmp_path / "out.html").read_text(encoding="utf-8"))
+    assert "script" not in page.tags and "<script>" not in text
+    assert page.text.count("odd note=<script>$x_2$") == 2, "once in the figure, once in the table"
+
+
+@pytest.mark.parametrize("file", ["gone.gif", "../secret.png", "r1.json", "/etc/passwd"])
+def test_a_file_that_is_missing_or_no_image_of_ours_is_shown_as_missing(source, tmp_path, file):
+    store_samples(source, {"dense": [{"title": "A picture", "text": None, "file": file}]})
+    write_report(source, tmp_path / "out.html", figures=None)
+    page = Page((tmp_path / "out.html").read_text(encoding="utf-8"))
+    assert f"missing: {file}" in page.text and "img" not in page.tags
+
+
+@pytest.mark.parametrize("arms", [[1], {"dense": [{"text": "no title"}]}, {"dense": 3}])
+def test_a_damaged_samples_file_is_named(source, tmp_path, arms):
+    store_samples(source, arms)
+    with pytest.raises(BadFileError, match="r1.json is not a samples file"):
+        write_report(source, tmp_path / "out.html", figures=None)
+
+
+def test_no_rows_is_one_sentence_with_the_folder_and_the_command(tmp_path):
+    append([row("dense", "ttft", 1.0, "s", superseded=True)], tmp_path / "old" / "needle.jsonl")
+    for folder in (tmp_path / "absent", tmp_path / "old"):
+        with pytest.raises(FewstepError, match=f"rows in {folder}: `fewstep bench"):
+            write_report(folder, tmp_path / "out.html", figures=None)
+
+
+def test_damaged_rows_and_dates_are_named(source):
+    with pytest.raises(BadFileError, match="ISO 8601"):
+        compare([row("dense", "ttft", 1.0, "s", date="yesterday")])
+    with open(source / "needle.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"task": "nee')
+    with pytest.raises(BadFileError, match=r"needle\.jsonl:12"):
+        load(source)
+
+
+def test_an_output_that_cannot_be_written_is_an_oserror(source, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError):
+        write_report(source, tmp_path / "file" / "out.html", figures=None)
+
+
+def test_the_readme_table_has_each_method_once_with_its_cost():
+    mechanics = [row("slim-infer", "ttft_speedup", 9.0, "x", weights="random", run="r9")]
+    other = [row("sgmd", "total_speedup", 7.9, "x", task="digits"), row("sgmd", "kl", 0.03, task="digits")]
+    needle = "needle length=8192 | 2.00x [1.90, 2.10] | accuracy 0.9 (dense 0.94)"
+    assert readme_table(one_run() + mechanics + other).splitlines() == [
+        "| method | model | task | speed-up | quality | KV memory |",
+        "| --- | --- | --- | ---: | ---: | ---: |",
+        "| sgmd | tiny-llm | digits length=8192 | 7.90x (total speed-up) | KL to dense 0.03 | – |",
+        f"| slim-infer keep=0.25 | tiny-llm | {needle} | 0.25x |",
+    ]
+    assert "KV memory" not in readme_table(other)
+    assert "9.00x | random weights: mechanics only |" in readme_table(mechanics)
+
+
+def test_the_readme_is_checked_and_updated_between_its_markers(source, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("# A\n\n<!-- rows:begin -->\nold\n<!-- rows:end -->\n\nafter\n", encoding="utf-8")
+    assert not check_readme(readme, source)
+    update_readme(readme, source)
+    assert check_readme(readme, source)
+    table = readme_table(load(source))
+    assert readme.read_text(encoding="utf-8") == f"# A\n\n<!-- rows:begin -->\n{table}\n<!-- rows:end -->\n\nafter\n"
+    readme.write_text("# no markers\n", encoding="utf-8")
+    with pytest.raises(FewstepError, match="rows:begin"):
+        update_readme(readme, source)
