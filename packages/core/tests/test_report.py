@@ -10,7 +10,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-
 from fewstep import FewstepError
 from fewstep.bench import Row
 from fewstep.bench.figures import front, points, save_figures
