@@ -31,7 +31,7 @@ def _requirements(project: dict) -> set[str]:
 
 
 def affected(files: Iterable[str], graph: dict[str, set[str]]) -> list[str]:
-    """The packages to test when `files` changed: theirs and all that depend on them; all where a shared file changed."""
+    """The packages to test: those of `files` and all that depend on them; every one where a shared file changed."""
     found: set[str] = set()
     for file in files:
         if file.endswith(DOCS) or file.startswith("results/"):
