@@ -14,9 +14,9 @@ from fewstep import FewstepError
 from fewstep.bench import Row
 from fewstep.bench.figures import front, points, save_figures
 from fewstep.bench.readme import check_readme, readme_table, update_readme
-from fewstep.bench.report import write_report
+from fewstep.bench.report import markdown, write_report
 from fewstep.bench.rows import append
-from fewstep.bench.tables import amount, compare, load, markdown, verdict
+from fewstep.bench.tables import amount, compare, load, verdict
 from fewstep.errors import BadFileError
 
 PIXEL = base64.b64decode("R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7")
@@ -27,7 +27,7 @@ def row(method: str, metric: str, value: float, unit: str = "", **other) -> Row:
     fields = {
         "task": "needle", "model": "tiny-llm", "run": "r1", "weights": "trained", "device": "cpu", "dtype": "float32",
         "threads": 2, "versions": {"torch": "2.13.0"}, "commit": "abc1234", "date": "2026-01-02T03:04:05+00:00",
-        "command": "fewstep bench slim-infer --task needle", "params": {"length": 8192, "seed": 0},
+        "command": "fewstep bench slim-infer --task needle", "params": {"length": 8192, "seed": 0, "repeats": 5},
         "baseline": "dense-sdpa-float32" if unit == "x" else None,
     }  # fmt: skip
     return Row(method=method, metric=metric, value=value, unit=unit, **{**fields, **other})
@@ -39,7 +39,7 @@ def one_run(**other) -> list[Row]:
         row("slim-infer", "accuracy", 0.93, config=HALF, **other),
         row("slim-infer", "ttft", 0.48, "s", config=HALF, spread=(0.46, 0.51), **other),
         row("slim-infer", "ttft_speedup", 1.5, "x", config=HALF, spread=(1.42, 1.59), **other),
-        row("slim-infer", "kv_bytes", 2.0**20, "B", config=HALF, **other),
+        row("slim-infer", "kv_bytes", 2.0**20, "B", config=HALF, spread=(2.0**20, 2.0**20), **other),
         row("slim-infer", "accuracy", 0.9, config=QUARTER, **other),
         row("slim-infer", "ttft", 0.36, "s", config=QUARTER, **other),
         row("slim-infer", "ttft_speedup", 2.0, "x", config=QUARTER, spread=(1.9, 2.1), **other),
@@ -99,7 +99,14 @@ def test_the_table_says_what_the_rows_say_with_dense_first(source):
         "| slim-infer keep=0.25 | 360 ms | 2.00x [1.90, 2.10] | 0.9 | 512 KiB |",
     ]
     text = "\n".join(lines)
-    for needed in ("cpu, 2 threads, float32", "torch 2.13.0", "abc1234", "2026-01-02", "against dense-sdpa-float32"):
+    for needed in (
+        "cpu, 2 threads, float32",
+        "seed 0, repeats 5",
+        "torch 2.13.0",
+        "abc1234",
+        "2026-01-02",
+        "against dense-sdpa-float32",
+    ):
         assert needed in text
     assert "```\nfewstep bench slim-infer --task needle\n```" in text
 
@@ -122,7 +129,7 @@ def test_superseded_rows_are_left_out_but_counted(source):
 
 
 def test_the_newest_run_of_an_arm_is_shown_and_older_ones_are_mentioned():
-    newer = {"run": "r2", "date": "2026-01-02T04:04:05+00:00", "params": {"length": 8192, "seed": 7}}
+    newer = {"run": "r2", "date": "2026-01-02T04:04:05+00:00", "params": {"length": 8192, "seed": 7, "repeats": 2}}
     again = [row("slim-infer", "ttft_speedup", 1.7, "x", config=HALF, **newer), row("dense", "ttft", 0.8, "s", **newer)]
     for rows in (one_run() + again, again + one_run()):  # the date decides, not the place in the file
         (comparison,) = compare(rows)

@@ -183,7 +183,8 @@ def _place_name(axes: Axes, point: Point, taken: list[Box]) -> Box:
         name.set_ha("left" if spot[0] > 0 else "right" if spot[0] < 0 else "center")
         name.set_va("bottom" if spot[1] > 0 else "top" if spot[1] < 0 else "center")
         name.update_positions(renderer)
-        return tuple(map(float, Text.get_window_extent(name, renderer).extents))
+        left, bottom, right, top = Text.get_window_extent(name, renderer).extents
+        return left, bottom, right, top
 
     def cost(box: Box) -> float:
         outside = _overlap(box, box) - _overlap(box, room)

@@ -42,7 +42,25 @@ def write_report(source: Path, html: Path | None, *, figures: Path | None) -> st
         text = page(rows, (source if source.is_dir() else source.parent) / "samples")
         html.parent.mkdir(parents=True, exist_ok=True)
         html.write_text(text, encoding="utf-8")
-    return tables.markdown(rows)
+    return markdown(rows)
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Every comparison as a Markdown section: table, remarks, how it was measured and the commands that repeat it."""
+    sections = [_section(comparison) for comparison in compare(rows)]
+    remark = tables.superseded_remark(rows)
+    return "\n\n".join(sections + ([remark] if remark else [])) + "\n"
+
+
+def _section(comparison: Comparison) -> str:
+    header = ["arm", *(f"{tables.heading(name)} {tables.direction(name)}".strip() for name in comparison.metrics)]
+    body = [[arm.label, *(tables.cell(arm, name) for name in comparison.metrics)] for arm in comparison.arms]
+    parts = [f"## {comparison.task}: {comparison.model}", tables.compact(comparison.params), tables.table(header, body)]
+    parts += tables.remarks(comparison)
+    for origin in tables.origins(comparison):
+        against = f" Ratios are pair by pair against {', '.join(origin.baselines)}." if origin.baselines else ""
+        parts += [f"Measured on {origin.summary}.{against}", "\n".join(["```", *origin.commands, "```"])]
+    return "\n\n".join(filter(None, parts))
 
 
 def page(rows: Sequence[Row], samples: Path) -> str:
@@ -50,8 +68,8 @@ def page(rows: Sequence[Row], samples: Path) -> str:
     from jinja2 import Environment, StrictUndefined
 
     comparisons = compare(rows)
-    sections = [_section(number, comparison, samples) for number, comparison in enumerate(comparisons)]
-    template = files(__package__).joinpath("report.html").read_text(encoding="utf-8")
+    sections = [_article(number, comparison, samples) for number, comparison in enumerate(comparisons)]
+    template = files("fewstep.bench").joinpath("report.html").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(template).render(
         tasks=[(task, list(group)) for task, group in groupby(_by_task(sections), key=_task)],
@@ -81,7 +99,7 @@ def _by_task(sections: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(sections, key=lambda section: order.index(_task(section)))
 
 
-def _section(number: int, comparison: Comparison, samples: Path) -> dict[str, Any]:
+def _article(number: int, comparison: Comparison, samples: Path) -> dict[str, Any]:
     origins = tables.origins(comparison)
     return {
         "comparison": comparison,
@@ -143,7 +161,8 @@ def read_samples(path: Path, comparison: Comparison) -> Sheet | None:
         if (stored["task"], stored["model"]) != (comparison.task, comparison.model):
             return None
         by_arm = dict(sorted(stored["arms"].items(), key=lambda item: item[0].split()[:1] != [DENSE]))
-        titles = [sample["title"] for sample in max(by_arm.values(), key=len, default=[])]
+        longest: list[dict[str, Any]] = max(by_arm.values(), key=len, default=[])
+        titles = [sample["title"] for sample in longest]
         shown = [[_shown(sample, path.parent) for sample in samples] for samples in by_arm.values()]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise BadFileError(f"{path} is not a samples file: {type(error).__name__} {error}") from error

@@ -17,6 +17,8 @@ RANDOM_MARK = "random weights: mechanics only"
 SPEEDUP = "_speedup"
 QUALITY = {"accuracy": True, "top1_agreement": True, "psnr": True, "ssim": True, "kl": False, "nll_gap": False}
 """Metrics of quality, the most telling first; True where higher is better."""
+_HOW_OFTEN = ("seed", "seeds", "repeats")
+"""Params that say how often something was run, not what; they are told with the machine."""
 _LABELS = {
     "ttft": "time to first token",
     "top1_agreement": "top-1 agreement",
@@ -59,7 +61,7 @@ class Comparison:
     task: str
     model: str
     params: dict[str, Any]
-    """Without the seed."""
+    """Without seed and repeats."""
     arms: tuple[Arm, ...]
     """Dense first, then in the order of the rows."""
     metrics: tuple[str, ...]
@@ -101,7 +103,7 @@ def arm_label(row: Row) -> str:
 
 
 def compare(rows: Sequence[Row]) -> list[Comparison]:
-    """One `Comparison` per task, model, params without seed, weights and machine, in the order of the rows.
+    """One `Comparison` per task, model, params without seed and repeats, weights and machine, in the order of the rows.
 
     Superseded rows are left out. An arm that was measured more than once is taken whole from its newest run.
     """
@@ -136,7 +138,7 @@ def _comparison(rows: list[Row]) -> Comparison:
 
 
 def _params(row: Row) -> dict[str, Any]:
-    return {name: row.params[name] for name in sorted(row.params) if name not in ("seed", "seeds")}
+    return {name: row.params[name] for name in sorted(row.params) if name not in _HOW_OFTEN}
 
 
 def _when(row: Row) -> datetime:
@@ -193,9 +195,11 @@ def amount(row: Row) -> str:
 
 
 def spread(row: Row) -> str:
-    """``[460, 510]`` in the unit of `amount`; empty where there was one repeat."""
+    """``[460, 510]`` in the unit of `amount`; empty where there was one repeat or all gave the same."""
     scale, unit = _scale(row)
-    return f"[{', '.join(_number(bound / scale, unit) for bound in row.spread)}]" if row.spread else ""
+    if row.spread is None or row.spread[0] == row.spread[1]:
+        return ""
+    return f"[{', '.join(_number(bound / scale, unit) for bound in row.spread)}]"
 
 
 def _scale(row: Row) -> tuple[float, str]:
@@ -232,7 +236,7 @@ class Origin:
 
     run: str
     summary: str
-    """Device, threads, dtype, versions, commit and date."""
+    """Device, threads, dtype, seed, repeats, versions, commit and date."""
     baselines: tuple[str, ...]
     commands: tuple[str, ...]
 
@@ -249,9 +253,10 @@ def _origin(run: str, rows: list[Row]) -> Origin:
     row = max(rows, key=_when)
     versions = ", ".join(f"{name} {version}" for name, version in row.versions.items())
     machine = f"{row.device}, {row.threads} thread{'' if row.threads == 1 else 's'}, {row.dtype}"
+    often = ", ".join(f"{name} {row.params[name]}" for name in _HOW_OFTEN if name in row.params)
     return Origin(
         run=run,
-        summary="; ".join(filter(None, (machine, versions, f"commit {row.commit}", row.date))),
+        summary="; ".join(filter(None, (machine, often, versions, f"commit {row.commit}", row.date))),
         baselines=tuple(dict.fromkeys(row.baseline for row in rows if row.baseline)),
         commands=tuple(dict.fromkeys(row.command for row in rows)),
     )
@@ -280,20 +285,3 @@ def table(header: Sequence[str], body: Sequence[Sequence[str]], *, words: int = 
 
 def _escaped(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
-
-
-def markdown(rows: Sequence[Row]) -> str:
-    """Every comparison as a Markdown section: table, remarks, how it was measured and the commands that repeat it."""
-    sections = [_section(comparison) for comparison in compare(rows)]
-    return "\n\n".join(filter(None, [*sections, superseded_remark(rows)])) + "\n"
-
-
-def _section(comparison: Comparison) -> str:
-    header = ["arm", *(f"{heading(name)} {direction(name)}".strip() for name in comparison.metrics)]
-    body = [[arm.label, *(cell(arm, name) for name in comparison.metrics)] for arm in comparison.arms]
-    parts = [f"## {comparison.task}: {comparison.model}", compact(comparison.params), table(header, body)]
-    parts += remarks(comparison)
-    for origin in origins(comparison):
-        against = f" Ratios are pair by pair against {', '.join(origin.baselines)}." if origin.baselines else ""
-        parts += [f"Measured on {origin.summary}.{against}", "\n".join(["```", *origin.commands, "```"])]
-    return "\n\n".join(filter(None, parts))
