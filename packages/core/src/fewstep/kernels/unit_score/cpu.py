@@ -17,7 +17,7 @@ def unit_score(
     block: int,
     unit: int,
     score: Literal["dot", "abs_dot", "unit_softmax"] = "dot",
-) -> Float[Tensor, "n"]:
+) -> Float[Tensor, " n"]:
     """Same as `fewstep.kernels.unit_score.naive.unit_score`."""
     g, t, d = keys.shape
     grouped = query.float().view(g, -1, d)

@@ -17,14 +17,14 @@ def unit_score(
     block: int,
     unit: int,
     score: Literal["dot", "abs_dot", "unit_softmax"] = "dot",
-) -> Float[Tensor, "n"]:
-    """Score each block of ``block`` keys by its best unit of ``unit`` keys (SlimInfer, arXiv 2508.06447, scoring step).
+) -> Float[Tensor, " n"]:
+    """Score each block of ``block`` keys by its best unit of ``unit`` keys (SlimInfer, arXiv 2508.06447).
 
         k_u = mean of the keys of unit u          r(j) = max_{u in block j}  1/h sum_i f(<q_i, k_{g(i), u}>)
 
     ``f`` is the identity (``dot``), the absolute value (``abs_dot``) or, per head, the softmax over all units of
-    ``<q, k> / sqrt(d)`` (``unit_softmax``). Head ``i`` reads KV head ``i // (h / g)``; a ragged last unit is the mean of
-    the keys it has; a unit without keys never wins. Returns ``ceil(t / block)`` scores in fp32.
+    ``<q, k> / sqrt(d)`` (``unit_softmax``). Head ``i`` reads KV head ``i // (h / g)``; a ragged last unit is the mean
+    of the keys it has; a unit without keys never wins. Returns ``ceil(t / block)`` scores in fp32.
     """
     g, t, d = keys.shape
     units = -(-t // block) * (block // unit)

@@ -44,7 +44,7 @@ def block_scores(
     out, query, keys, tokens, groups, rep, stride_h, stride_g, stride_t, D: tl.constexpr, UNIT: tl.constexpr,
     UNITS: tl.constexpr, ABS: tl.constexpr, T: tl.constexpr, U: tl.constexpr, DP: tl.constexpr,
 ):  # fmt: skip
-    """``out[j] = max`` over the units of block ``j`` of the head mean of ``<q, k>`` or its absolute; a program a block."""
+    """``out[j] = max`` over units of block ``j`` of the head mean of ``<q, k>`` or ``|<q, k>|``; a program a block."""
     block = tl.program_id(0)
     best = -float("inf")
     for start in range(0, UNITS, U):
@@ -84,7 +84,7 @@ def unit_score(
     block: int,
     unit: int,
     score: Literal["dot", "abs_dot", "unit_softmax"] = "dot",
-) -> Float[Tensor, "n"]:
+) -> Float[Tensor, " n"]:
     """Same as `fewstep.kernels.unit_score.naive.unit_score`.
 
     Raises:
