@@ -1,0 +1,143 @@
+"""Loading a model folder by path, and what a folder that is damaged or no model says."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from fewstep import BadFileError, UnknownNameError, load
+from fewstep.testing import tiny
+from safetensors.torch import load_file, save_file
+
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama with a tokenizer of three words, saved as transformers saves any model."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    tiny.causal_lm().save_pretrained(folder)
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "few": 3, "steps": 4}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A copy of `saved` to damage."""
+    return Path(shutil.copytree(saved, tmp_path / "model"))
+
+
+def test_a_folder_gives_the_saved_model_and_its_tokenizer(saved: Path):
+    loaded = load(str(saved))
+    ids = tiny.prompt(7)
+    with torch.no_grad():
+        assert torch.equal(loaded.model(ids).logits, tiny.causal_lm()(ids).logits)
+    assert loaded.processor("few steps").input_ids == [3, 4]
+    assert loaded.name == str(saved) and loaded.weights == "pretrained"
+    assert not loaded.model.training and loaded.model.dtype == torch.float32
+
+
+def test_dtype_is_chosen_by_name(saved: Path):
+    assert load(str(saved), dtype="bfloat16").model.dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="'float33' is not a torch dtype; use float32"):
+        load(str(saved), dtype="float33")
+    with pytest.raises(ValueError, match="'nn' is not a torch dtype"):
+        load(str(saved), dtype="nn")
+
+
+def test_a_folder_without_a_tokenizer_loads_too(folder: Path):
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    assert load(str(folder)).processor is None
+
+
+@pytest.mark.parametrize("kept", [0, 4, 500, 0.5, 0.999])
+def test_truncated_weights_are_told_with_the_folder(folder: Path, kept: float):
+    data = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(data[: kept if isinstance(kept, int) else int(kept * len(data))])
+    with pytest.raises(BadFileError) as error:
+        load(str(folder))
+    assert str(folder) in str(error.value)
+
+
+def test_missing_weights_are_counted_and_one_is_named(folder: Path):
+    weights = load_file(folder / WEIGHTS)
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(BadFileError, match=r"lacks 1 weights of LlamaForCausalLM.*layers\.1\.mlp\.up_proj"):
+        load(str(folder))
+
+
+def test_weights_of_another_shape_are_refused(folder: Path):
+    edit(folder, intermediate_size=48)
+    with pytest.raises(BadFileError, match="cannot be loaded as a model"):
+        load(str(folder))
+
+
+def test_no_weights_at_all_are_refused(folder: Path):
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(BadFileError, match="cannot be loaded as a model"):
+        load(str(folder))
+
+
+def test_pickles_are_never_opened(folder: Path):
+    weights = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    with pytest.raises(BadFileError):
+        load(str(folder))
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path: Path):
+    with pytest.raises(BadFileError, match=r"has neither config\.json nor model_index\.json"):
+        load(str(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "\xff"])
+def test_a_damaged_configuration_is_told_with_the_folder(folder: Path, text: str):
+    (folder / "config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(BadFileError) as error:
+        load(str(folder))
+    assert str(folder) in str(error.value)
+
+
+def test_an_architecture_that_transformers_does_not_have_is_named(folder: Path):
+    edit(folder, architectures=["TeapotForCausalLM"])
+    with pytest.raises(BadFileError, match="TeapotForCausalLM, which transformers does not have"):
+        load(str(folder))
+
+
+def test_an_unknown_name_lists_the_models_that_load_by_name():
+    with pytest.raises(UnknownNameError, match="no model, folder or hub id is called 'smolm2'"):
+        load("smolm2")
+
+
+@pytest.mark.parametrize("name", ["./not/here", "/not/here", "~/nothere"])
+def test_a_path_that_does_not_exist_is_not_asked_of_the_hub(name: str):
+    with pytest.raises(UnknownNameError, match="is called"):
+        load(name)
+
+
+def test_a_hub_id_offline_is_one_sentence():
+    code = "import fewstep; fewstep.load('nobody/nothing')"
+    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    message = run.stderr.strip().splitlines()[-1]
+    assert message.startswith("fewstep.errors.UnknownNameError: no model 'nobody/nothing' on this machine")
+    assert "HF_HUB_OFFLINE" in message
+
+
+def edit(folder: Path, **fields: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **fields}))
