@@ -1,0 +1,46 @@
+"""Wrap the attention function of a transformers model through its own `AttentionInterface`, and undo it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from .errors import UnsupportedModelError
+from .method import Applied
+
+AttentionFunction = Callable[..., tuple[Any, Any]]
+"""``(module, query [B,H,T,D], key [B,G,N,D], value, attention_mask, **kwargs) -> (output [B,T,H,D], weights)``."""
+
+
+def wrap_attention(
+    undo: Applied, model: Any, label: str, wrap: Callable[[AttentionFunction], AttentionFunction]
+) -> None:
+    """Run the attention of `model` through ``wrap(current)`` until undone.
+
+    `wrap` must be stateless: per-call state arrives in the keyword arguments that a decoder layer passes on to its
+    attention, so that two models with different settings never meet. A new name is registered beside the existing
+    ones, which are never edited.
+
+    Args:
+        undo: takes the way back.
+        model: a ``PreTrainedModel`` that dispatches through `AttentionInterface`.
+        label: names the wrapper; one label stands for one `wrap`.
+
+    Raises:
+        UnsupportedModelError: the model runs an attention that is not in the interface, such as ``eager``.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    current = model.config._attn_implementation
+    if current not in ALL_ATTENTION_FUNCTIONS:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} runs {current!r} attention; load it with attn_implementation='sdpa'"
+        )
+    # "flash_attention_2" inside a name would make transformers look for that package
+    name = f"fewstep-{label}-{current.replace('flash_attention_', 'fa')}"
+    AttentionInterface.register(name, wrap(ALL_ATTENTION_FUNCTIONS[current]))
+    AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[current])
+    undo.callback(model.set_attn_implementation, current)
+    model.set_attn_implementation(name)

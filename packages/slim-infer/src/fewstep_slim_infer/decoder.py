@@ -1,0 +1,237 @@
+"""The decoder loop with pruning: prefill and decode of SlimInfer (arXiv:2508.06447, figure 4)."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from fewstep.kernels.unit_score import unit_score
+
+from .arena import Arena, BlockIndex
+from .cache import SlimCache, Stage
+from .copier import Copier
+from .options import blocks_kept
+from .select import forced_blocks, rows_of, top_blocks
+from .tokens import Tap, Tokens
+
+if TYPE_CHECKING:
+    from .method import SlimInfer
+
+
+class SlimDecoder:
+    """Stands in for the ``forward`` of a decoder (``model.model``) and calls the stock layers' own parts.
+
+    Args:
+        decoder: a stock Llama-like decoder.
+        settings: a `SlimInfer` whose every field is filled in.
+        copier: moves blocks while decoding.
+    """
+
+    def __init__(self, decoder: nn.Module, settings: SlimInfer, copier: Copier) -> None:
+        self._decoder, self.settings, self._copier = decoder, settings, copier
+        self._stock = decoder.forward
+        self.layers = decoder.layers
+        self.paused = False
+        """True while the unchanged forward runs."""
+        self.last: SlimCache | None = None
+        """The cache of the newest prompt."""
+
+    def __call__(
+        self,
+        input_ids: Int[Tensor, "r n"] | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Int[Tensor, "r n"] | None = None,
+        past_key_values: SlimCache | None = None,
+        inputs_embeds: Float[Tensor, "r n d"] | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Like the stock forward; where the prompt was pruned only its last row is returned."""
+        if self.paused:
+            return self._stock(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                inputs_embeds=inputs_embeds,
+                use_cache=use_cache,
+                **kwargs,
+            )
+        if past_key_values is not None and not isinstance(past_key_values, SlimCache):
+            found = type(past_key_values).__name__
+            raise ValueError(f"SlimInfer needs its own SlimCache, not a {found}: leave past_key_values out")
+        if attention_mask is not None and attention_mask.dim() != 2:
+            raise ValueError(f"SlimInfer takes a 2-D attention mask [rows, tokens], not {attention_mask.dim()}-D")
+        if kwargs.get("output_hidden_states") or kwargs.get("output_attentions"):
+            raise ValueError("SlimInfer returns no hidden states or attentions: pruned rows have none")
+        hidden = self._decoder.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        cache = SlimCache(len(self.layers)) if past_key_values is None else past_key_values
+        if position_ids is None:
+            position_ids = torch.arange(hidden.shape[1], device=hidden.device)[None] + cache.seen
+        rope = self._decoder.rotary_emb(hidden, position_ids=position_ids)
+        if cache.stages:
+            hidden = self._decode(hidden, rope, cache, kwargs)
+        else:
+            hidden = self._prefill(Tokens.of_prompt(hidden, rope, attention_mask), cache, kwargs)
+        return BaseModelOutputWithPast(
+            last_hidden_state=self._decoder.norm(hidden),
+            past_key_values=None if use_cache is False else cache,
+        )
+
+    def _prefill(self, tokens: Tokens, cache: SlimCache, kwargs: dict[str, Any]) -> Float[Tensor, "r n d"]:
+        """The whole prompt; at each entry layer the blocks that matter least leave the sequence."""
+        settings, prompts, length = self.settings, tokens.lengths, tokens.hidden.shape[1]
+        edges = [*settings.entry, len(self.layers)]
+        stages, mask = [Stage(range(edges[0]), tokens.valid, prompts)], tokens.mask()
+        for layer in range(edges[-1]):
+            tap = Tap() if layer + 1 in settings.entry else None
+            self.attend(layer, tokens, mask, cache, tap, kwargs)
+            if tap is not None:
+                segment = len(stages) - 1
+                tokens, stage = self._prune(tokens, tap, prompts, segment)
+                stage.layers = range(edges[segment], edges[segment + 1])
+                stages.append(stage)
+                mask = tokens.mask()
+            # pruning before the feed-forward gives the same survivors as after it, for less work
+            tokens.hidden = self.feed_forward(layer, tokens.hidden)
+        cache.stages, cache.seen, cache.prompt, self.last = stages, length, length, cache
+        if settings.decode_keep is not None:
+            for segment, stage in enumerate(stages[1:]):
+                self._open_arena(stage, cache, prompts, segment)
+        pruned = any(stage.tokens != prompts for stage in stages)
+        return tokens.hidden[:, -1:] if pruned else tokens.hidden
+
+    def _prune(self, tokens: Tokens, tap: Tap, prompts: list[int], segment: int) -> tuple[Tokens, Stage]:
+        """Score and select, row by row, at the end of the attention before an entry layer."""
+        settings = self.settings
+        lengths, width = tokens.lengths, tokens.hidden.shape[1]
+        rows, blocks, units = [], [], []
+        for r, (length, prompt) in enumerate(zip(lengths, prompts, strict=True)):
+            pad = width - length
+            number, keys, query = tokens.number[r, pad:], tap.keys[r, :, pad:], tap.query[r, :, pad:]
+            kept = self.select(query, keys, number, prompt, segment)
+            own = rows_of(kept, settings.block, length)
+            rows.append(own + pad)
+            blocks.append((number[own[:: settings.block]] // settings.block).tolist())
+            if settings.decode_keep is not None:
+                units.append(_unit_means(keys[:, own], settings.block, settings.unit))
+        if any(row.numel() < length for row, length in zip(rows, lengths, strict=True)):
+            tokens = tokens.take(rows)
+        recent = tap.query[:, :, max(width - settings.window + 1, 0) :].clone()
+        return tokens, Stage(range(0), tokens.valid, tokens.lengths, blocks, recent, units)
+
+    def select(self, query: Tensor, keys: Tensor, number: Tensor, prompt: int, segment: int) -> Int[Tensor, " k"]:
+        """Blocks of one row that survive, numbered in its current sequence."""
+        settings, length = self.settings, number.numel()
+        forced = forced_blocks(
+            length, settings.block, sinks=settings.sink_blocks, tails=settings.tail_blocks, window=settings.window
+        )
+        asked = slice(-settings.window, None)
+        if settings.query_span is not None:
+            start, stop = (n + prompt if n < 0 else n for n in settings.query_span)
+            asked = ((number >= start) & (number < stop)).nonzero().flatten()
+            if not asked.numel():
+                raise ValueError(f"query_span={settings.query_span} holds no token of a prompt of {prompt} tokens")
+            forced[asked.cpu() // settings.block] = True
+        budget = blocks_kept(settings.keep[segment], prompt, settings.block, int(forced.sum()))
+        if forced.numel() <= budget:
+            return torch.arange(forced.numel(), device=number.device)
+        local = query[:, asked].float().mean(1)
+        scores = unit_score(local, keys, block=settings.block, unit=settings.unit, score=settings.score)
+        return top_blocks(scores, budget, forced.to(scores.device))
+
+    def _open_arena(self, stage: Stage, cache: SlimCache, prompts: list[int], segment: int) -> None:
+        """Leave only `decode_keep` of a segment's blocks where the model runs."""
+        settings = self.settings
+        ragged = [int(n % settings.block > 0) for n in stage.tokens]  # a ragged tail stays, outside the slots
+        tails = [max(settings.tail_blocks - r, 0) for r in ragged]
+        slots = [
+            blocks_kept(settings.decode_keep[segment], p, settings.block, settings.sink_blocks + 1) - r
+            for p, r in zip(prompts, ragged, strict=True)
+        ]
+        if all(s >= n // settings.block for s, n in zip(slots, stage.tokens, strict=True)):
+            return
+        layers = [cache.layers[i] for i in stage.layers]
+        width = layers[0].keys.shape[2]
+        index = BlockIndex(
+            stage.units,
+            per_block=settings.block // settings.unit,
+            score=settings.score,
+            sinks=settings.sink_blocks,
+            tails=tails,
+        )
+        stage.arena = Arena(
+            layers,
+            [width - n for n in stage.tokens],
+            slots=slots,
+            block=settings.block,
+            overlap=settings.overlap,
+            index=index,
+            copier=self._copier,
+        )
+        stage.valid = stage.arena.valid
+
+    def _decode(self, hidden: Tensor, rope: Any, cache: SlimCache, kwargs: dict[str, Any]) -> Float[Tensor, "r n d"]:
+        """New tokens over a slim cache; each segment with an arena chooses its blocks again."""
+        new, window = hidden.shape[1], self.settings.window
+        if new > window and any(stage.tokens != cache.stages[0].tokens for stage in cache.stages):
+            warnings.warn(
+                f"{new} more prompt tokens over a slim cache: the deep layers hold only what the first question "
+                "needed; run the whole prompt again for a new question",
+                stacklevel=2,
+            )
+        tokens = Tokens(hidden, rope, number=torch.empty(0))
+        for stage, after in zip(cache.stages, [*cache.stages[1:], None], strict=True):
+            mask = _decode_mask(stage, cache.layers[stage.layers[0]].keys.shape[2], new)
+            for layer in stage.layers:
+                boundary = after is not None and after.arena is not None and layer == stage.layers[-1]
+                tap = Tap() if boundary else None
+                self.attend(layer, tokens, mask, cache, tap, kwargs)
+                if tap is not None:
+                    queries = torch.cat([after.recent, tap.query], dim=2)
+                    after.arena.step(queries[:, :, -window:].float().mean(2))
+                    after.recent = queries[:, :, max(queries.shape[2] - window + 1, 0) :]
+                tokens.hidden = self.feed_forward(layer, tokens.hidden)
+        cache.seen += new
+        return tokens.hidden
+
+    def attend(
+        self, layer: int, tokens: Tokens, mask: Tensor | None, cache: SlimCache, tap: Tap | None, kwargs: dict[str, Any]
+    ) -> None:
+        block = self.layers[layer]
+        output, _ = block.self_attn(
+            hidden_states=block.input_layernorm(tokens.hidden),
+            position_embeddings=tokens.rope,
+            attention_mask=mask,
+            past_key_values=cache,
+            tap=tap,
+            **kwargs,
+        )
+        tokens.hidden = tokens.hidden + output
+
+    def feed_forward(self, layer: int, hidden: Tensor) -> Tensor:
+        block = self.layers[layer]
+        return hidden + block.mlp(block.post_attention_layernorm(hidden))
+
+
+def _unit_means(keys: Float[Tensor, "g n d"], block: int, unit: int) -> Float[Tensor, "g m d"]:
+    """Mean key of every unit of the full blocks."""
+    full = keys[:, : keys.shape[1] // block * block].float()
+    return full.unflatten(1, (-1, unit)).mean(2)
+
+
+def _decode_mask(stage: Stage, cached: int, new: int) -> Bool[Tensor, "r 1 new all"] | None:
+    """What `new` tokens see of `cached` ones and of each other; None for one token that sees everything."""
+    if stage.valid is None and new == 1:
+        return None
+    device = stage.valid.device if stage.valid is not None else None
+    causal = torch.ones(new, cached + new, dtype=torch.bool, device=device).tril(cached)
+    if stage.valid is None:
+        return causal[None, None]
+    seen = nn.functional.pad(stage.valid, (0, cached + new - stage.valid.shape[1]), value=True)
+    return causal & seen[:, None, None, :]

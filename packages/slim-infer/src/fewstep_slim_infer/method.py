@@ -1,0 +1,199 @@
+"""`SlimInfer`: drop blocks of prompt tokens from the hidden states of a long-context LLM at a few entry layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar, Self
+
+from transformers import DynamicCache, PreTrainedModel
+
+from fewstep.attention import wrap_attention
+from fewstep.errors import UnsupportedModelError
+from fewstep.method import Applied, Method
+
+from .cache import Report, SlimCache
+from .copier import copier_for
+from .decoder import SlimDecoder
+from .options import Keep, Score, spread
+from .presets import preset_for
+from .tokens import tapped
+
+SUPPORTED = "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, SmolLM3ForCausalLM"
+_DECODER_PARTS = ("embed_tokens", "layers", "norm", "rotary_emb")
+_LAYER_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+
+
+class SlimApplied(Applied):
+    """What `SlimInfer.apply` returns: undoes it, and tells what the newest prompt cost."""
+
+    decoder: SlimDecoder
+
+    @property
+    def report(self) -> Report | None:
+        """What the cache of the newest prompt holds; None before the first prompt."""
+        return self.decoder.last.report if self.decoder.last is not None else None
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Run the unchanged model for a while. A cache made inside is an ordinary one, and stays ordinary."""
+        self.decoder.paused = True
+        try:
+            yield
+        finally:
+            self.decoder.paused = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlimInfer(Method):
+    """Drop blocks of prompt tokens from the hidden states at a few entry layers (SlimInfer, arXiv:2508.06447).
+
+    Layers before the first entry layer see the whole prompt; from each entry layer on, the model runs on the blocks
+    that matter most to the end of the prompt, at their absolute positions. Needs no training. The question must come
+    last in the prompt (or be named by `query_span`).
+
+    Raises:
+        ValueError: a field is out of range, or the fields do not fit each other.
+    """
+
+    name: ClassVar[str] = "slim-infer"
+    seams: ClassVar[frozenset[str]] = frozenset({"attention", "hidden-tokens", "kv-cache"})
+
+    entry: tuple[int, ...] | None = None
+    """Entry layers, counted from 0, ascending: the first layer that runs on each segment's tokens. Default: preset."""
+    keep: Keep | tuple[Keep, ...] | None = None
+    """Budget for each segment: tokens (8192) or share of the prompt (0.25). A single one is halved from entry to entry;
+    1.0 keeps everything. Default: preset."""
+    block: int | None = None
+    """Tokens in a block, the unit of selection. Default: preset."""
+    unit: int = 8
+    """Tokens in a unit; a block is as relevant as its best unit's mean key. Divides `block`."""
+    window: int = 4
+    """Last tokens of the prompt whose mean query asks what is relevant."""
+    score: Score | None = None
+    """``dot``: product of mean query and mean key, mean over heads; ``abs_dot``: its absolute value, as in notes on the
+    paper (chance level on models we tried); ``unit_softmax``: softmax over units in each head first, best for small
+    models. Default: preset."""
+    sink_blocks: int = 1
+    """First blocks that always survive."""
+    tail_blocks: int = 1
+    """Last blocks that always survive; raise it when the question is longer than a block."""
+    query_span: tuple[int, int] | None = None
+    """Tokens (start, end) of the prompt that ask, instead of the last `window`; negative counts from the end."""
+    decode_keep: Keep | tuple[Keep, ...] | None = None
+    """Budget for each segment while decoding, at most `keep`: the rest of the survivors moves to host memory and is
+    swapped in block by block. Default: everything that survived the prefill stays."""
+    overlap: float = 0.9
+    """While decoding, blocks are swapped only when less than this share of the wanted ones is active (gamma)."""
+
+    def __post_init__(self) -> None:
+        if self.entry is not None and (
+            not self.entry or self.entry[0] < 1 or any(b <= a for a, b in zip(self.entry, self.entry[1:], strict=False))
+        ):
+            raise ValueError(f"entry={self.entry}: entry layers must be 1 or more and ascending, such as (10, 20, 30)")
+        if self.unit < 1 or (self.block is not None and (self.block < 1 or self.block % self.unit)):
+            raise ValueError(f"block={self.block}, unit={self.unit}: the unit must divide the block")
+        if self.window < 1 or self.sink_blocks < 0 or self.tail_blocks < 1:
+            raise ValueError("window and tail_blocks must be 1 or more, sink_blocks 0 or more")
+        if self.overlap < 0:
+            raise ValueError(f"overlap={self.overlap} must be 0 (never swap) or more (above 1: always)")
+        self._check_budgets("keep", self.keep)
+        self._check_budgets("decode_keep", self.decode_keep)
+
+    def _check_budgets(self, name: str, keep: Keep | tuple[Keep, ...] | None) -> None:
+        budgets = keep if isinstance(keep, tuple) else () if keep is None else (keep,)
+        least = (self.sink_blocks + self.tail_blocks + 1) * (self.block or self.unit)
+        for budget in budgets:
+            if isinstance(budget, float) and not 0 < budget <= 1:
+                raise ValueError(f"{name}={budget}: a share of the prompt must be in (0, 1]; tokens are whole numbers")
+            if isinstance(budget, int) and budget < least:
+                raise ValueError(f"{name}={budget} tokens: fewer than sink, tail and one more block need ({least})")
+        if any(type(a) is type(b) and b > a for a, b in zip(budgets, budgets[1:], strict=False)):
+            raise ValueError(f"{name}={keep}: budgets must not grow from segment to segment")
+        if self.entry is not None and isinstance(keep, tuple) and len(keep) != len(self.entry):
+            raise ValueError(f"{name}={keep} has {len(keep)} budgets for {len(self.entry)} entry layers")
+
+    def identity(self) -> Self:
+        """Everything is kept: the loop runs, nothing is pruned."""
+        return replace(self, keep=1.0, decode_keep=None)
+
+    def resolve(self, config: Any) -> Self:
+        """This method with every field that is None filled in for a model with this transformers configuration.
+
+        Raises:
+            ValueError: an entry layer is beyond the model's last one.
+        """
+        missing = [f for f in ("entry", "keep", "block", "score") if getattr(self, f) is None]
+        found = self
+        if missing:
+            preset = preset_for(config)
+            found = replace(self, **{f: getattr(preset, f) for f in missing})
+        if found.entry[-1] >= config.num_hidden_layers:
+            raise ValueError(f"entry={found.entry}: the model has only layers 0 to {config.num_hidden_layers - 1}")
+        segments = len(found.entry)
+        decode = None if found.decode_keep is None else spread(found.decode_keep, segments)
+        return replace(found, keep=spread(found.keep, segments), decode_keep=decode)
+
+    def apply(self, model: Any) -> SlimApplied:
+        """Change a loaded transformers model; ``model.generate`` then needs no further argument."""
+        check_model(model)
+        return install(model, self, self.resolve(model.config))
+
+
+def install(model: Any, owner: Method, settings: SlimInfer, decoder: type[SlimDecoder] = SlimDecoder) -> SlimApplied:
+    """Put a pruning decoder into a checked model, on behalf of `owner`; `settings` has every field filled in."""
+    with SlimApplied() as undo:
+        undo.occupy(model, owner)
+        wrap_attention(undo, model, "tap", tapped)
+        slim = decoder(model.model, settings, copier_for(model.device))
+        undo.set(model.model, "forward", slim)
+        prepare = partial(_prepare_cache, slim, model._prepare_cache_for_generation)
+        undo.set(model, "_prepare_cache_for_generation", prepare)
+        undo.callback(model.register_forward_pre_hook(_refuse_labels, with_kwargs=True).remove)
+        applied = undo.pop_all()
+        applied.decoder = slim
+        return applied
+
+
+def check_model(model: Any) -> Any:
+    """The decoder inside a causal LM whose loop we know.
+
+    Raises:
+        UnsupportedModelError: not a causal LM of stock Llama-like layers with full attention.
+    """
+    decoder = getattr(model, "model", None)
+    kind = type(model).__name__
+    if not isinstance(model, PreTrainedModel) or any(not hasattr(decoder, part) for part in _DECODER_PARTS):
+        raise UnsupportedModelError(f"{kind} is no causal LM that SlimInfer knows; supported: {SUPPORTED}")
+    for layer in decoder.layers:
+        if {name for name, _ in layer.named_children()} != _LAYER_PARTS or not hasattr(layer.mlp, "down_proj"):
+            raise UnsupportedModelError(
+                f"{kind} has layers of type {type(layer).__name__}, which differ from Llama's; supported: {SUPPORTED}"
+            )
+    if "sliding_attention" in (getattr(model.config, "layer_types", None) or []) or (
+        getattr(model.config, "sliding_window", None) and getattr(model.config, "use_sliding_window", True)
+    ):
+        raise UnsupportedModelError(f"{kind} has sliding-window layers, where selecting blocks is meaningless")
+    return decoder
+
+
+def _prepare_cache(slim: SlimDecoder, stock: Any, generation_config: Any, model_kwargs: dict, *args, **kwargs) -> Any:
+    """Give ``generate`` a `SlimCache` where it would make a `DynamicCache`."""
+    if slim.paused:
+        return stock(generation_config, model_kwargs, *args, **kwargs)
+    if generation_config.prefill_chunk_size is not None:
+        raise ValueError("prefill_chunk_size: SlimInfer must see the end of the prompt first; leave it out")
+    if generation_config.cache_implementation not in (None, "dynamic"):
+        raise ValueError(f"cache_implementation={generation_config.cache_implementation!r}: SlimInfer has its own cache")
+    given = model_kwargs.get("past_key_values")
+    result = stock(generation_config, model_kwargs, *args, **kwargs)
+    if given is None and isinstance(model_kwargs.get("past_key_values"), DynamicCache):
+        model_kwargs["past_key_values"] = SlimCache(len(slim.layers))
+    return result
+
+
+def _refuse_labels(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+    if kwargs.get("labels") is not None:
+        raise ValueError("labels= needs logits of every row, and pruned rows have none; remove SlimInfer for training")

@@ -1,0 +1,200 @@
+"""Tasks of long prompts: continue a real text, and find a sentence hidden in one."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import Cache
+
+from fewstep.bench import Outcome, Sample
+from fewstep.errors import UnsupportedModelError
+from fewstep.loaders import Loaded
+
+from . import texts
+from .cache import GrowingLayer
+
+NAMES = ("Maria", "Peter", "Anna", "James", "Laura", "David", "Helen", "Simon", "Clara", "Oscar", "Julia", "Henry")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Continuation:
+    """Read a prompt from a real text, then its true continuation token by token.
+
+    Both arms read the same tokens, so that every step can be compared: KL divergence and top-1 agreement with the
+    dense model, and the loss on the real text.
+    """
+
+    length: int = 4096
+    """Tokens of the prompt."""
+    new_tokens: int = 32
+    """Tokens of the true continuation that are scored and decoded."""
+    text: texts.Text = "python-docs"
+    """The text; all but ``python-docs`` need a package of the npm registry."""
+
+    def small(self) -> Self:
+        """A prompt of at most 640 tokens."""
+        return replace(self, length=min(self.length, 640), new_tokens=min(self.new_tokens, 4))
+
+    @torch.inference_mode()
+    def run(self, loaded: Loaded, generator: torch.Generator) -> Outcome:
+        """Time the prefill and the decoding; keep the log-probabilities of every scored position."""
+        check_length(loaded, self.length, self.new_tokens)
+        ids = texts.window(loaded.processor, self.text, self.length + self.new_tokens, generator)
+        ids = ids[None].to(loaded.model.device)
+        prompt, rest = ids[:, : self.length], ids[:, self.length :]
+        logits, cache, ttft = prefill(loaded.model, prompt)
+        steps, decode = decode_known(loaded.model, rest, cache)
+        log_probs = torch.cat([logits, *steps]).float().log_softmax(-1).cpu()
+        nll = -log_probs.gather(1, rest[0].cpu()[:, None]).mean().item()
+        decode_seconds = {"decode": decode / max(len(steps), 1)} if steps else {}
+        tokenizer = loaded.processor
+        said = tokenizer.decode(log_probs.argmax(-1))
+        return Outcome(
+            seconds={"ttft": ttft, **decode_seconds},
+            quality={"nll": nll},
+            counts=kv_counts(cache),
+            evidence=log_probs,
+            samples=(Sample(title=f"... {tokenizer.decode(prompt[0, -60:])}", text=said),),
+        )
+
+    def compare(self, outcome: Outcome, baseline: Outcome) -> dict[str, float]:
+        """KL(dense || method) in nats and top-1 agreement, mean over positions; loss above dense's."""
+        dense, other = baseline.evidence, outcome.evidence
+        return {
+            "kl": (dense.exp() * (dense - other)).sum(-1).mean().item(),
+            "top1_agreement": (dense.argmax(-1) == other.argmax(-1)).float().mean().item(),
+            "nll_gap": outcome.quality["nll"] - baseline.quality["nll"],
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needle:
+    """Hide "The secret code of Maria is 9916." in a real text and let the model complete the same sentence."""
+
+    length: int = 1536
+    """Tokens of the prompt."""
+    needles: int = 12
+    """Prompts, each with its own name, code and depth from 5 % to 95 %."""
+    text: texts.Text = "python-docs"
+    """The text; all but ``python-docs`` need a package of the npm registry."""
+
+    def small(self) -> Self:
+        """One prompt of at most 640 tokens."""
+        return replace(self, length=min(self.length, 640), needles=1)
+
+    @torch.inference_mode()
+    def run(self, loaded: Loaded, generator: torch.Generator) -> Outcome:
+        """Right when the four digits are among the first five tokens of the greedy answer."""
+        check_length(loaded, self.length, 5)
+        hits, seconds, evidence, samples = [], [], [], []
+        for n in range(self.needles):
+            prompt, _, question, code = self.prompt(loaded.processor, n, generator)
+            logits, cache, ttft = prefill(loaded.model, prompt[None].to(loaded.model.device))
+            answer = loaded.processor.decode(greedy(loaded.model, logits, cache, 5))
+            hits.append(code in answer.replace(" ", ""))
+            seconds.append(ttft)
+            evidence.append(logits.float().cpu())
+            samples.append(Sample(title=f"{question.strip()} ({code})", text=answer))
+        return Outcome(
+            seconds={"ttft": sum(seconds) / len(seconds)},
+            quality={"accuracy": sum(hits) / len(hits)},
+            counts=kv_counts(cache),
+            evidence=torch.cat(evidence),
+            samples=tuple(samples[:4]),
+        )
+
+    def prompt(
+        self, tokenizer: Any, n: int, generator: torch.Generator
+    ) -> tuple[Int[Tensor, " n"], tuple[int, int], str, str]:
+        """The `n`-th prompt, the tokens that hold the needle, the question and the code."""
+        name = NAMES[n % len(NAMES)]
+        code = str(int(torch.randint(1000, 10000, (1,), generator=generator)))
+        question = f"\n\nThe secret code of {name} is"
+        needle = f"The secret code of {name} is {code}."
+        extra = sum(len(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in (f" {needle}", question))
+        haystack = texts.window(tokenizer, self.text, self.length - extra, generator)
+        depth = 0.05 + 0.9 * (n + 0.5) / self.needles
+        prompt, span = texts.hide(tokenizer, haystack, needle, question, depth)
+        return prompt, span, question, code
+
+    def compare(self, outcome: Outcome, baseline: Outcome) -> dict[str, float]:
+        """Accuracy is absolute; nothing to compare."""
+        return {}
+
+
+def check_length(loaded: Loaded, length: int, new_tokens: int) -> None:
+    """Refuse what the model cannot read.
+
+    Raises:
+        UnsupportedModelError: not a language model with a tokenizer.
+        ValueError: prompt and answer need more positions than the model has.
+    """
+    config = getattr(loaded.model, "config", None)
+    positions = getattr(config, "max_position_embeddings", None)
+    if loaded.processor is None or positions is None:
+        raise UnsupportedModelError(f"{loaded.name} is no language model with a tokenizer")
+    needed = length + new_tokens - 1  # the last new token is never fed back
+    if needed > positions:
+        raise ValueError(
+            f"{length} prompt and {new_tokens} new tokens need {needed} positions, but {loaded.name} has {positions}; "
+            "shorten the prompt"
+        )
+
+
+def prefill(model: Any, ids: Int[Tensor, "1 n"]) -> tuple[Float[Tensor, "1 v"], Cache, float]:
+    """The logits after the prompt, the cache, and the seconds until they were there."""
+    start = time.perf_counter()
+    out = model(input_ids=ids, use_cache=True, logits_to_keep=1)
+    logits = out.logits[:, -1].clone()
+    if logits.is_cuda:
+        torch.cuda.synchronize()
+    return logits, growing(out.past_key_values), time.perf_counter() - start
+
+
+def growing(cache: Cache) -> Cache:
+    """`cache`, without the copy of the whole prompt that a `DynamicCache` makes for each token: fair to every arm."""
+    if type(cache) is not DynamicCache:
+        return cache
+    layers = []
+    for old in cache.layers:
+        layer = GrowingLayer()
+        layer.update(old.keys, old.values)
+        layers.append(layer)
+        old.keys = old.values = None
+    return Cache(layers=layers)
+
+
+def decode_known(model: Any, ids: Int[Tensor, "1 n"], cache: Cache) -> tuple[list[Float[Tensor, "1 v"]], float]:
+    """Feed all but the last of the known tokens one by one; their logits and the seconds it took."""
+    steps = []
+    start = time.perf_counter()
+    for token in ids[:, :-1].split(1, dim=1):
+        steps.append(model(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1])
+    if steps and steps[-1].is_cuda:
+        torch.cuda.synchronize()
+    return steps, time.perf_counter() - start
+
+
+def greedy(model: Any, logits: Float[Tensor, "1 v"], cache: Cache, tokens: int) -> list[int]:
+    """The most likely next tokens."""
+    said = [int(logits.argmax())]
+    while len(said) < tokens:
+        step = torch.tensor([[said[-1]]], device=logits.device)
+        logits = model(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+        said.append(int(logits.argmax()))
+    return said
+
+
+def kv_counts(cache: Cache) -> dict[str, float]:
+    """Bytes of keys and values at the end, and tokens that the layers cache on average."""
+    keys = [layer.keys for layer in cache.layers]
+    return {
+        "kv_bytes": float(sum(2 * k.numel() * k.element_size() for k in keys)),
+        "tokens_per_layer": sum(k.shape[2] for k in keys) / len(keys),
+    }

@@ -1,0 +1,1 @@
+"""Small, really trained models in the real formats."""
