@@ -9,10 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from fewstep.kernels.unit_score import unit_score
 from jaxtyping import Bool, Float
 from torch import Tensor
-
-from fewstep.kernels.unit_score import unit_score
 
 from .copier import Copier, Wait
 from .select import top_blocks

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TextStreamer
-
 from fewstep.errors import BadFileError
 from fewstep.loaders import Loaded
 from fewstep.method import Method
+from transformers import TextStreamer
 
 from .cache import Report
 from .tasks import check_length
@@ -113,7 +112,7 @@ class Ask:
             raw = sys.stdin.buffer.read() if self.prompt_file == "-" else Path(self.prompt_file).read_bytes()
             return raw.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise BadFileError(f"{self.prompt_file} is not UTF-8 text (byte {error.start}); convert it first") from error
+            raise BadFileError(f"{self.prompt_file} is not UTF-8 text (byte {error.start})") from error
 
     def _facts(self, prompt: int, new: int, ttft: float, total: float, report: Report | None) -> dict[str, Any]:
         facts: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""A transformers `Cache` whose layers hold different numbers of tokens, in buffers that grow without copying each step."""
+"""A transformers `Cache` whose layers hold different numbers of tokens, in buffers with room to grow."""
 
 from __future__ import annotations
 

@@ -6,11 +6,10 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
+from fewstep.kernels.unit_score import unit_score
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
-
-from fewstep.kernels.unit_score import unit_score
 
 from .arena import Arena, BlockIndex
 from .cache import SlimCache, Stage

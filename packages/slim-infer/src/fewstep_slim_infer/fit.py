@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from jaxtyping import Int
-from rich.progress import Progress, TimeRemainingColumn
-from torch import Tensor
-
 from fewstep.errors import BadFileError, FewstepError
 from fewstep.kernels.unit_score import unit_score
 from fewstep.loaders import Loaded
+from jaxtyping import Int
+from rich.progress import Progress, TimeRemainingColumn
+from torch import Tensor
 
 from . import texts
 from .decoder import SlimDecoder
@@ -192,11 +191,13 @@ def propose(dense: list[dict], dropped: dict[tuple, dict], layers: int) -> SlimI
 def _read(log: Path) -> dict[tuple, dict]:
     if not log.exists():
         return {}
+    whole, _, _ = log.read_bytes().rpartition(b"\n")  # a killed probe may leave half a line
+    log.write_bytes(whole + b"\n" if whole else b"")
     done = {}
-    for number, line in enumerate(log.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(whole.decode().splitlines(), 1):
         try:
             record = json.loads(line)
             done[tuple(record.pop("key"))] = record
         except (ValueError, KeyError, TypeError) as error:
-            raise BadFileError(f"{log}:{number} is damaged; delete the line, or start again with --no-resume") from error
+            raise BadFileError(f"{log}:{number} is damaged; delete it, or start again with --no-resume") from error
     return done

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, Self
-
-from transformers import DynamicCache, PreTrainedModel
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from fewstep.attention import wrap_attention
 from fewstep.errors import UnsupportedModelError
 from fewstep.method import Applied, Method
+from transformers import DynamicCache, PreTrainedModel
 
 from .cache import Report, SlimCache
 from .copier import copier_for
@@ -20,6 +20,9 @@ from .decoder import SlimDecoder
 from .options import Keep, Score, spread
 from .presets import preset_for
 from .tokens import tapped
+
+if TYPE_CHECKING:
+    from .fit import Fact
 
 SUPPORTED = "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, SmolLM3ForCausalLM"
 _DECODER_PARTS = ("embed_tokens", "layers", "norm", "rotary_emb")
@@ -119,6 +122,38 @@ class SlimInfer(Method):
         """Everything is kept: the loop runs, nothing is pruned."""
         return replace(self, keep=1.0, decode_keep=None)
 
+    @classmethod
+    def fit(
+        cls,
+        model: Any,
+        data: list[Fact],
+        *,
+        decode: Callable[[list[int]], str],
+        log: Path,
+        block: int = 32,
+        every: int = 2,
+        resume: bool = True,
+        track: Callable[[Iterable, int], Iterable] = lambda steps, total: steps,
+    ) -> SlimInfer:
+        """Propose entry layers and a score for `model` from prompts with a planted fact.
+
+        Args:
+            model: as for `apply`.
+            data: the prompts.
+            decode: token ids to text.
+            log: JSON lines of what was measured; an interrupted probe goes on from it.
+            block: tokens in a block.
+            every: drop the fact before every so many layers.
+            resume: start from `log` where it exists, rather than anew.
+            track: wraps the steps to show progress, given their number.
+
+        Raises:
+            FewstepError: the model answers too few prompts, or no layer lets go of a fact.
+        """
+        from .fit import fit
+
+        return fit(model, data, decode=decode, log=log, block=block, every=every, resume=resume, track=track)
+
     def resolve(self, config: Any) -> Self:
         """This method with every field that is None filled in for a model with this transformers configuration.
 
@@ -186,7 +221,9 @@ def _prepare_cache(slim: SlimDecoder, stock: Any, generation_config: Any, model_
     if generation_config.prefill_chunk_size is not None:
         raise ValueError("prefill_chunk_size: SlimInfer must see the end of the prompt first; leave it out")
     if generation_config.cache_implementation not in (None, "dynamic"):
-        raise ValueError(f"cache_implementation={generation_config.cache_implementation!r}: SlimInfer has its own cache")
+        raise ValueError(
+            f"cache_implementation={generation_config.cache_implementation!r}: SlimInfer has its own cache"
+        )
     given = model_kwargs.get("past_key_values")
     result = stock(generation_config, model_kwargs, *args, **kwargs)
     if given is None and isinstance(model_kwargs.get("past_key_values"), DynamicCache):

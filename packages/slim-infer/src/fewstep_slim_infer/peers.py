@@ -6,12 +6,11 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutputWithPast
-
 from fewstep.attention import wrap_attention
 from fewstep.kernels.unit_score import unit_score
 from fewstep.method import Applied, Method
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .method import SlimApplied, SlimInfer, check_model, install
 from .options import Keep, blocks_kept

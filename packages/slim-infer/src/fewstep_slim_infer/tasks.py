@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
+from fewstep.bench import Outcome, Sample
+from fewstep.errors import UnsupportedModelError
+from fewstep.loaders import Loaded
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import Cache
-
-from fewstep.bench import Outcome, Sample
-from fewstep.errors import UnsupportedModelError
-from fewstep.loaders import Loaded
 
 from . import texts
 from .cache import GrowingLayer

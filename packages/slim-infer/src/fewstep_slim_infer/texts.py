@@ -9,10 +9,9 @@ from functools import cache
 from typing import Any, Literal
 
 import torch
+from fewstep.assets import Asset
 from jaxtyping import Int
 from torch import Tensor
-
-from fewstep.assets import Asset
 
 Text = Literal["python-docs", "moby-dick", "state-of-the-union"]
 DATASETS = Asset(
@@ -60,7 +59,7 @@ def window(tokenizer: Any, name: Text, tokens: int, generator: torch.Generator) 
     characters = 8 * tokens  # more than any tokenizer needs for a token of English
     room = len(text) - characters
     if room <= 0:
-        raise ValueError(f"{name} has {len(text):,} characters, too few for a prompt of {tokens} tokens; take moby-dick")
+        raise ValueError(f"{name} has {len(text):,} characters, too few for {tokens} tokens; take moby-dick")
     start = int(torch.randint(room, (1,), generator=generator))
     start = text.find("\n\n", start, start + characters // 4) + 2 or start
     ids = tokenizer(text[start : start + characters], add_special_tokens=False)["input_ids"]
