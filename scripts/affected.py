@@ -1,6 +1,6 @@
 """Which packages a change affects, as a JSON list for the matrix of the continuous integration.
 
-Usage: python scripts/affected.py BASE
+Usage: python scripts/affected.py [BASE]          without BASE: every package
 """
 
 from __future__ import annotations
@@ -58,13 +58,18 @@ def changed(root: Path, base: str) -> list[str]:
 
 
 def main() -> None:
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
     root = Path(__file__).resolve().parents[1]
-    try:
-        print(json.dumps(affected(changed(root, sys.argv[1]), packages(root))))
-    except subprocess.CalledProcessError as error:
-        sys.exit(f"git cannot compare with {sys.argv[1]!r}: {error.stderr.strip().splitlines()[0]}")
+    graph = packages(root)
+    match sys.argv[1:]:
+        case []:
+            print(json.dumps(sorted(graph)))
+        case [base]:
+            try:
+                print(json.dumps(affected(changed(root, base), graph)))
+            except subprocess.CalledProcessError as error:
+                sys.exit(f"git cannot compare with {base!r}: {error.stderr.strip().splitlines()[0]}")
+        case _:
+            sys.exit(__doc__)
 
 
 if __name__ == "__main__":

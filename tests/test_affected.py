@@ -43,6 +43,11 @@ def repository(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def run(repository: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "scripts/affected.py", *args]
+    return subprocess.run(command, cwd=repository, capture_output=True, text=True)
+
+
 def affected(repository: Path, *files: str) -> list[str]:
     git(repository, "switch", "-q", "-c", "change", "main")
     for file in files:
@@ -51,9 +56,7 @@ def affected(repository: Path, *files: str) -> list[str]:
         path.write_text("changed")
     git(repository, "add", ".")
     git(repository, "commit", "-q", "-m", "change")
-    command = [sys.executable, "scripts/affected.py", "main"]
-    run = subprocess.run(command, cwd=repository, check=True, capture_output=True, text=True)
-    return json.loads(run.stdout)
+    return json.loads(run(repository, "main").stdout)
 
 
 EVERYTHING = ["core", "lite", "salt", "sgmd", "zoo"]
@@ -85,22 +88,21 @@ def test_what_main_did_meanwhile_does_not_count(repository: Path):
     git(repository, "switch", "-q", "old")
     (repository / "packages" / "salt" / "src" / "code.py").write_text("changed")
     git(repository, "commit", "-q", "-a", "-m", "change")
-    command = [sys.executable, "scripts/affected.py", "main"]
-    run = subprocess.run(command, cwd=repository, check=True, capture_output=True, text=True)
-    assert json.loads(run.stdout) == ["salt"]
+    assert json.loads(run(repository, "main").stdout) == ["salt"]
 
 
 def test_a_deleted_package_is_not_tested(repository: Path):
     git(repository, "switch", "-q", "-c", "change")
     git(repository, "rm", "-q", "-r", "packages/salt")
     git(repository, "commit", "-q", "-m", "change")
-    command = [sys.executable, "scripts/affected.py", "main"]
-    run = subprocess.run(command, cwd=repository, check=True, capture_output=True, text=True)
-    assert json.loads(run.stdout) == []
+    assert json.loads(run(repository, "main").stdout) == []
 
 
 def test_an_unknown_base_is_one_line(repository: Path):
-    command = [sys.executable, "scripts/affected.py", "nowhere"]
-    run = subprocess.run(command, cwd=repository, capture_output=True, text=True)
-    assert run.returncode == 1
-    assert "nowhere" in run.stderr and len(run.stderr.splitlines()) == 1
+    result = run(repository, "nowhere")
+    assert result.returncode == 1
+    assert "nowhere" in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+def test_without_a_base_everything_is_affected(repository: Path):
+    assert json.loads(run(repository).stdout) == EVERYTHING
