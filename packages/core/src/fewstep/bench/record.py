@@ -1,0 +1,139 @@
+"""From measurements to rows and sample files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import FewstepError
+from ..method import Method
+from .rows import DENSE, Row
+from .task import Outcome, Sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One arm in one repeat; tensors are left out, so that what is kept does not count as memory of a later arm."""
+
+    seconds: dict[str, float]
+    quality: dict[str, float]
+    counts: dict[str, float]
+    samples: tuple[Sample, ...]
+
+
+def measured(outcome: Outcome, quality: dict[str, float], peak: tuple[str, int], where: str) -> Measured:
+    """What is kept of `outcome`, with the peak memory as ``(metric, bytes)``.
+
+    Raises:
+        FewstepError: a number is not finite, or a time is not positive; the message names it and `where`.
+    """
+    for kind, numbers in (("seconds", outcome.seconds), ("quality", quality), ("counts", outcome.counts)):
+        for name, value in numbers.items():
+            if not math.isfinite(value) or (kind == "seconds" and value <= 0):
+                raise FewstepError(f"{kind}[{name!r}] is {value} in {where}: nothing of this run is recorded")
+    counts = {**outcome.counts, peak[0]: float(peak[1])}
+    return Measured(seconds=dict(outcome.seconds), quality=quality, counts=counts, samples=outcome.samples)
+
+
+def config(method: Method) -> dict[str, Any]:
+    """The fields of `method` that differ from their defaults, as JSON has them."""
+    found = {}
+    for field in dataclasses.fields(method):  # type: ignore[arg-type]  # every method is a dataclass
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if (value := getattr(method, field.name)) != default:
+            found[field.name] = plain(value)
+    return found
+
+
+def plain(value: Any) -> Any:
+    """`value` as reading it back from JSON gives it; paths and the like become strings."""
+    return json.loads(json.dumps(value, default=lambda v: dataclasses.asdict(v) if _is_data(v) else str(v)))
+
+
+def _is_data(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def make_rows(
+    common: dict[str, Any],
+    arms: dict[str, Method],
+    found: dict[str, Sequence[Measured]],
+    baseline: str,
+    red: set[str],
+) -> list[Row]:
+    """The rows of all arms, the baseline first.
+
+    Args:
+        common: the fields of `Row` that all rows of a run share.
+        arms: the methods by label.
+        found: what was measured by label, `DENSE` among them; the n-th of each arm belongs to the n-th of the baseline.
+        baseline: what the ratios are against, in words.
+        red: labels of the arms whose gate is red: they get no ratios.
+    """
+    rows = []
+    for label, runs in found.items():
+        method = arms.get(label)
+        own = {**common, "method": method.name if method else DENSE, "config": config(method) if method else {}}
+        for metric, values in _columns(runs, "seconds").items():
+            rows.append(_row(own, metric, "s", statistics.median(values), values))
+            ratios = [] if method is None or label in red else _ratios(found[DENSE], runs, metric)
+            if ratios:
+                ratio = statistics.median(ratios)
+                rows.append(_row({**own, "baseline": baseline}, f"{metric}_speedup", "x", ratio, ratios))
+        for metric, values in _columns(runs, "counts").items():
+            unit = "B" if metric.endswith("_bytes") else ""
+            rows.append(_row(own, metric, unit, statistics.median(values), values))
+        for metric, values in _columns(runs, "quality").items():
+            rows.append(_row(own, metric, "", statistics.mean(values), values))
+    return rows
+
+
+def _columns(runs: Sequence[Measured], kind: str) -> dict[str, list[float]]:
+    columns: dict[str, list[float]] = {}
+    for run in runs:
+        for metric, value in getattr(run, kind).items():
+            columns.setdefault(metric, []).append(value)
+    return columns
+
+
+def _ratios(dense: Sequence[Measured], runs: Sequence[Measured], metric: str) -> list[float]:
+    pairs = zip(dense, runs, strict=False)  # an interrupted run has one more of the baseline
+    return [a.seconds[metric] / b.seconds[metric] for a, b in pairs if metric in a.seconds and metric in b.seconds]
+
+
+def _row(own: dict[str, Any], metric: str, unit: str, value: float, values: list[float]) -> Row:
+    spread = (min(values), max(values)) if len(values) > 1 else None
+    return Row(**own, metric=metric, unit=unit, value=float(value), spread=spread)
+
+
+def write_samples(folder: Path, run: str, head: dict[str, Any], samples: dict[str, tuple[Sample, ...]]) -> None:
+    """Write ``<run>.json`` to `folder`, and copies of the files that samples name; nothing where there are none."""
+    if not any(samples.values()):
+        return
+    (folder / run).mkdir(parents=True, exist_ok=True)
+    stored = {
+        label: [_stored(sample, folder, f"{run}/{arm}-{i}") for i, sample in enumerate(of_arm)]
+        for arm, (label, of_arm) in enumerate(samples.items())
+    }
+    if not any((folder / run).iterdir()):
+        (folder / run).rmdir()
+    part = folder / f"{run}.json.part"
+    part.write_text(json.dumps({**head, "arms": stored}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(part, folder / f"{run}.json")
+
+
+def _stored(sample: Sample, folder: Path, stem: str) -> dict[str, str | None]:
+    """The sample as JSON; its file is copied, because the report embeds only what lies in the samples folder."""
+    if sample.file is None:
+        return dataclasses.asdict(sample)
+    name = stem + Path(sample.file).suffix
+    shutil.copyfile(sample.file, folder / name)
+    return {**dataclasses.asdict(sample), "file": name}

@@ -1,0 +1,204 @@
+"""The paired benchmark: warm-up and correctness gate, then baseline and methods in turn on the same inputs."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shlex
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ..loaders import Loaded
+from ..method import Method
+from . import gate, timing
+from .record import Measured, make_rows, measured, plain, write_samples
+from .rows import DENSE, Row, append
+from .task import Outcome, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to measure, whatever is measured."""
+
+    repeats: int = 3
+    """Pairs; each has inputs of its own, the same for every arm."""
+    seed: int = 0
+    """Of the first repeat; repeat r has seed + r."""
+    threads: int = field(default_factory=timing.available_cores)
+    """CPU threads of torch."""
+    results: Path = Path("results")
+    """Rows go to <task>.jsonl in this folder, sample outputs to samples/."""
+    command: str = field(default_factory=lambda: shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+    """What to type to measure it again."""
+
+    def __post_init__(self) -> None:
+        for name in ("repeats", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+
+    def prepare(self) -> None:
+        """Make the results folder and try to write to it: hours of measuring must not end in "read-only file system".
+
+        Raises:
+            OSError: it cannot be made or written.
+        """
+        self.results.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=self.results):
+            pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Something that a person who watches the benchmark wants to know."""
+
+    kind: Literal["warm-up", "gate", "measured", "note", "written"]
+    text: str
+    """One line."""
+    done: int
+    """Runs of the task that are over, of `total`."""
+    total: int
+    arm: str = ""
+    ok: bool = True
+    """False for a red gate."""
+
+
+def bench(
+    loaded: Loaded,
+    arms: dict[str, Method],
+    task: Task,
+    task_name: str,
+    settings: Settings,
+    watch: Callable[[Event], None] = lambda event: None,
+) -> list[Row]:
+    """Measure `arms` (by label) against the unchanged model, side by side in this process; append the rows to a file.
+
+    Ctrl-C after the first finished pair records the finished pairs before ``KeyboardInterrupt`` goes on.
+
+    Raises:
+        FewstepError: a time or a figure of quality is not finite, or a method cannot be applied; nothing is recorded.
+        OSError: the results folder cannot be written; found out before anything is run.
+    """
+    settings.prepare()
+    with timing.fixed_threads(settings.threads):
+        return _Bench(loaded, arms, task, task_name, settings, watch).run()
+
+
+class _Bench:
+    def __init__(self, loaded: Loaded, arms: dict, task: Any, task_name: str, settings: Settings, watch: Callable):
+        self.loaded, self.arms, self.task, self.task_name = loaded, arms, task, task_name
+        self.settings, self.watch = settings, watch
+        self.run_id = uuid.uuid4().hex[:12]
+        self.device, self.dtype = timing.model_device(loaded.model), timing.model_dtype(loaded.model)
+        attention = getattr(getattr(loaded.model, "config", None), "_attn_implementation", None) or "eager"
+        self.baseline = f"{DENSE}-{attention}-{self.dtype}"
+        self.found: dict[str, list[Measured]] = {DENSE: [], **{label: [] for label in arms}}
+        self.red: set[str] = set()
+        self.done = 0
+        identities = sum(method.identity() is not None for method in arms.values())
+        self.total = 1 + len(arms) + identities + settings.repeats * (1 + len(arms))
+
+    def run(self) -> list[Row]:
+        if self.loaded.weights == "random":
+            self._tell("note", f"{self.loaded.name} has random weights: no figure of quality is reported")
+        self._warm_up()
+        try:
+            for repeat in range(self.settings.repeats):
+                self._pair(repeat)
+        except KeyboardInterrupt:
+            if any(self.found[label] for label in self.arms):
+                self._write()
+            raise
+        return self._write()
+
+    def _warm_up(self) -> None:
+        small = self.task.small()
+        dense = self._once(small, None, 0)
+        self._tell("warm-up", "warm-up: dense", arm=DENSE)
+        for label, method in self.arms.items():
+            if (identity := method.identity()) is not None:
+                wrong = gate.difference(self._once(small, identity, 0), dense, self.dtype)
+                if wrong:
+                    self.red.add(label)
+                said = f"RED ({wrong}): no speed-up is reported for it" if wrong else "green"
+                self._tell("gate", f"gate: {label} at its identity setting equals dense: {said}", label, ok=not wrong)
+            self._once(small, method, 0)
+            self._tell("warm-up", f"warm-up: {label}", arm=label)
+
+    def _pair(self, repeat: int) -> None:
+        dense = self._measure(DENSE, None, repeat, None)
+        for label, method in self.arms.items():
+            self._measure(label, method, repeat, dense)
+
+    def _measure(self, label: str, method: Method | None, repeat: int, dense: Outcome | None) -> Outcome:
+        with timing.PeakMemory(self.device) as peak:
+            outcome = self._once(self.task, method, repeat)
+        quality: dict[str, float] = {}
+        if self.loaded.weights != "random":
+            quality = {**outcome.quality, **(self.task.compare(outcome, dense) if dense else {})}
+        where = f"{self.task_name}, {label}, repeat {repeat + 1}"
+        self.found[label].append(measured(outcome, quality, (peak.metric, peak.value), where))
+        self._tell("measured", f"repeat {repeat + 1}: {label}: {self._summary(label)}", arm=label)
+        return outcome
+
+    def _once(self, task: Any, method: Method | None, repeat: int) -> Outcome:
+        seed = self.settings.seed + repeat
+        cuda = [self.device] if self.device.type == "cuda" else []
+        with (
+            torch.random.fork_rng(devices=cuda),
+            method.apply(self.loaded.model) if method else contextlib.nullcontext(),
+        ):
+            torch.manual_seed(seed)  # for models that sample: the same numbers in each arm
+            outcome = task.run(self.loaded, torch.Generator().manual_seed(seed))
+        self.done += 1
+        return outcome
+
+    def _summary(self, label: str) -> str:
+        """``ttft 0.48 s, 1.79x``: the newest times of an arm, with the ratio unless its gate is red."""
+        runs, dense = self.found[label], self.found[DENSE]
+        parts = []
+        for name, value in runs[-1].seconds.items():
+            other = dense[len(runs) - 1].seconds.get(name)
+            paired = other is not None and label != DENSE and label not in self.red
+            parts.append(f"{name} {value:.3g} s" + (f" {other / value:.2f}x" if paired else ""))
+        return ", ".join(parts)
+
+    def _write(self) -> list[Row]:
+        pairs = max((len(self.found[label]) for label in self.arms), default=len(self.found[DENSE]))
+        found = {label: runs[:pairs] for label, runs in self.found.items() if runs}
+        params = {**plain(dataclasses.asdict(self.task)), "seed": self.settings.seed, "repeats": pairs}
+        head = {"task": self.task_name, "model": self.loaded.name, "params": params}
+        rows = make_rows({**head, **self._common()}, self.arms, found, self.baseline, self.red)
+        write_samples(
+            self.settings.results / "samples",
+            self.run_id,
+            head,
+            {label: runs[0].samples for label, runs in found.items()},
+        )
+        file = self.settings.results / f"{self.task_name}.jsonl"
+        append(rows, file)
+        self._tell("written", f"{len(rows)} rows of {pairs} finished pair{'s' * (pairs != 1)} added to {file}")
+        return rows
+
+    def _common(self) -> dict[str, Any]:
+        return {
+            "run": self.run_id,
+            "weights": self.loaded.weights,
+            "device": timing.device_name(self.device),
+            "dtype": self.dtype,
+            "threads": self.settings.threads,
+            "versions": timing.versions(),
+            "commit": timing.commit(self.settings.results),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": self.settings.command,
+        }
+
+    def _tell(self, kind: Any, text: str, arm: str = "", ok: bool = True) -> None:
+        self.watch(Event(kind=kind, text=text, done=self.done, total=self.total, arm=arm, ok=ok))

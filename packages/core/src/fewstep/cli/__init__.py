@@ -1,0 +1,110 @@
+"""The command line: ``fewstep VERB ...``. Imports nothing heavy: each verb brings what it needs."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+import traceback
+from dataclasses import dataclass
+
+from ..cards import import_target
+from ..errors import FewstepError, UnknownNameError
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One verb: where its function is, what it does, and how it is typed."""
+
+    target: str
+    """``"module:function"``, called with the words after the verb; returns the exit code."""
+    summary: str
+    example: str
+
+
+VERBS = {
+    "list": Verb(
+        "fewstep.cli.listing:list_cards", "what is installed: methods, models, tasks, kernels", "fewstep list"
+    ),
+    "show": Verb(
+        "fewstep.cli.show:show", "one of them: fields and their meaning, measured rows", "fewstep show slim-infer"
+    ),
+    "run": Verb(
+        "fewstep.cli.use:run",
+        "use a method on your own input",
+        "fewstep run slim-infer --model smollm2-135m --prompt-file book.txt --prompt 'Who ...?'",
+    ),
+    "bench": Verb(
+        "fewstep.cli.bench:bench",
+        "unchanged model against method, side by side in one run",
+        "fewstep bench slim-infer --model smollm2-135m --task needle --length 4096",
+    ),
+    "fit": Verb(
+        "fewstep.cli.use:fit",
+        "calibrate, search or prune: make a method that fits one model",
+        "fewstep fit slim-infer --model ./my-llm --out fitted/",
+    ),
+    "report": Verb(
+        "fewstep.cli.publish:report", "measured rows as tables and figures", "fewstep report results/ --html out.html"
+    ),
+    "kernels": Verb(
+        "fewstep.cli.kernels:kernels",
+        "check kernels here, compile them for GPUs elsewhere",
+        "fewstep kernels --check --compile sm_90",
+    ),
+    "push": Verb("fewstep.cli.publish:push", "upload a saved method to the hub", "fewstep push fitted/ me/my-llm-slim"),
+}
+INTERRUPTED, CLOSED_PIPE = 130, 141
+"""Exit codes that a shell gives for SIGINT and SIGPIPE."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command line and return its exit code: 2 for wrong input, with one line on stderr."""
+    try:
+        code = _dispatch(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return code
+    except SystemExit as stop:  # --help
+        return stop.code if isinstance(stop.code, int) else 0
+    except KeyboardInterrupt:
+        return _say("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        # the reader is gone, and Python would complain when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED_PIPE
+    except (FewstepError, ValueError, OSError, ImportError) as error:
+        if os.environ.get("FEWSTEP_TRACEBACK") == "1":
+            traceback.print_exc()
+        return _say(" ".join(str(error).split()) or type(error).__name__, 2)
+
+
+def _say(line: str, code: int) -> int:
+    print(f"fewstep: {line}", file=sys.stderr)
+    return code
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("fewstep-core"))
+        return 0
+    if words[0] not in VERBS:
+        near = difflib.get_close_matches(words[0], VERBS, n=3, cutoff=0.4) or list(VERBS)
+        raise UnknownNameError(f"no verb is called {words[0]!r}: did you mean {', '.join(near)}?")
+    return import_target(VERBS[words[0]].target)(words[1:])
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(
+        f"  {name:{width}}  {verb.summary}\n  {'':{width}}    {verb.example}" for name, verb in VERBS.items()
+    )
+    return (
+        "fewstep: make generative models that you already have cheaper to run\n\n"
+        f"usage: fewstep VERB ...\n\n{verbs}\n\n"
+        "`fewstep VERB NAME --help` lists all flags with their defaults. FEWSTEP_PLUGINS=a,b loads only these plug-ins."
+    )

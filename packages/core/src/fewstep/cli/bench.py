@@ -1,0 +1,107 @@
+"""``fewstep bench``: the unchanged model against methods, side by side in one run."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .. import plugins
+from ..bench.record import config
+from ..bench.rows import DENSE, Row
+from ..bench.run import Settings
+from ..bench.run import bench as measure
+from ..bench.tables import cell as table_cell
+from ..bench.tables import compact, compare, heading
+from ..cards import Card
+from ..errors import FewstepError
+from ..method import Method
+from .flags import Group, parse, peek
+from .options import MethodModelOptions, chosen_method, method_group, named, quiet
+from .table import show_table
+from .watch import watching
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions(MethodModelOptions):
+    """What is measured, and how often."""
+
+    task: str = ""
+    """A name from `fewstep list`; default: the first task of the method's own package, or the only one."""
+    vs: str = ""
+    """Other methods to measure in the same run, with their default settings: a,b. The unchanged model always is."""
+    repeats: int = 3
+    """Pairs of runs, each with inputs of its own."""
+    seed: int = 0
+    """Of the inputs of the first pair."""
+    results: Path = Path("results")
+    """Rows are appended to TASK.jsonl in this folder."""
+
+
+def bench(words: list[str]) -> int:
+    """Measure and print a table; exit code 1 when the correctness gate of an arm is red."""
+    quiet()
+    command = shlex.join(["fewstep", "bench", *words])
+    card, words = named("bench", words, "method", plugins.methods())
+    task_card = _task_card(card, peek(words, "--task"))
+    groups = [Group("bench", BenchOptions), *method_group(card, words), Group(task_card.name, task_card.load(), "task")]
+    description = f"{card.summary}\n\nTask {task_card.name}: {task_card.summary}."
+    options, *method, task = parse(f"fewstep bench {card.name}", description, words, groups)
+    settings = Settings(
+        repeats=options.repeats,
+        seed=options.seed,
+        threads=options.threads,
+        results=options.results,
+        command=command,
+    )
+    settings.prepare()
+    arms = _labelled([chosen_method(card, options, method), *_others(options.vs)])
+    loaded = options.load()
+    with watching(f"{task_card.name} on {loaded.name}") as watch:
+        rows = measure(loaded, arms, task, task_card.name, settings, watch)
+    show_rows(rows)
+    for arm in watch.red:
+        print(f"fewstep: no speed-up for {arm}: at its identity setting it differs from the dense model", file=sys.stderr)
+    return 1 if watch.red else 0
+
+
+def _task_card(method: Card, name: str | None) -> Card:
+    cards = plugins.tasks()
+    if name is not None:
+        return plugins.find(cards, name, "task")
+    package = method.target.partition(":")[0].partition(".")[0]
+    own = [card for card in cards.values() if card.target.startswith((f"{package}.", f"{package}:"))]
+    if not own and len(cards) != 1:
+        raise FewstepError(f"--task is needed, since {method.name} brings none; tasks: {', '.join(cards) or 'none'}")
+    return (own or list(cards.values()))[0]
+
+
+def _others(names: str) -> list[Method]:
+    cards = plugins.methods()
+    wanted = [name.strip() for name in names.split(",")]
+    return [plugins.find(cards, name, "method").load()() for name in wanted if name and name != DENSE]
+
+
+def _labelled(methods: Sequence[Method]) -> dict[str, Method]:
+    """The arms by name; where two share a name, each with its configuration."""
+    names = [method.name for method in methods]
+    arms: dict[str, Method] = {}
+    for method in methods:
+        label = method.name if names.count(method.name) == 1 else f"{method.name} {compact(config(method))}".strip()
+        if label in arms:
+            raise FewstepError(f"--vs names {label} again: two arms would measure the same")
+        arms[label] = method
+    return arms
+
+
+def show_rows(rows: Sequence[Row]) -> None:
+    """One table for each comparison: metrics down, arms across."""
+    for comparison in compare(rows):
+        params = compact(comparison.params)
+        title = f"{comparison.task} on {comparison.model} ({comparison.setting.dtype}, {params})"
+        lines = [
+            (heading(metric), *(table_cell(arm, metric) for arm in comparison.arms)) for metric in comparison.metrics
+        ]
+        show_table(title, ("", *(arm.label for arm in comparison.arms)), lines)

@@ -1,0 +1,98 @@
+"""Flags: one tyro interface over several dataclasses, composed when the verb and the names are known."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import re
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from ..errors import FewstepError
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@dataclass(frozen=True)
+class Group:
+    """A dataclass whose fields become flags."""
+
+    title: str
+    """Heading in ``--help``."""
+    cls: type
+    prefix: str = ""
+    """``task``: a field whose name an earlier group has already is typed ``--task.name``."""
+
+
+def parse(prog: str, description: str, words: Sequence[str], groups: Sequence[Group]) -> list[Any]:
+    """Parse `words` into one instance for each group; ``--help`` prints and exits.
+
+    Raises:
+        FewstepError: a flag is unknown, missing or has a wrong value; all of it in one line.
+    """
+    import tyro
+
+    fields: list[tuple] = []
+    taken: set[str] = set()
+    for number, group in enumerate(groups):
+        title = re.sub(r"\W", "_", group.title)
+        title = f"{title}_{number}" if title in {name for name, _ in fields} else title
+        fields.append((title, tyro.conf.OmitArgPrefixes[_renamed(group, taken)]))  # type: ignore[index]
+        taken |= {field.name for field in dataclasses.fields(group.cls)}
+    composed = dataclasses.make_dataclass("Flags", fields)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            flags = tyro.cli(composed, args=list(words), prog=prog, description=description)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise FewstepError(_one_line(said.getvalue())) from None
+    return [_plain(group.cls, getattr(flags, name)) for group, (name, _) in zip(groups, fields, strict=True)]
+
+
+def peek(words: Sequence[str], flag: str) -> str | None:
+    """The value of ``--flag`` before anything is parsed: some flags decide which others there are."""
+    for index, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if name.replace("_", "-") == flag:
+            return value if equals else next(iter(words[index + 1 : index + 2]), None)
+    return None
+
+
+def _renamed(group: Group, taken: set[str]) -> type:
+    """The class itself, or one like it whose clashing fields are typed with the prefix of the group."""
+    import tyro
+
+    clashes = [field for field in dataclasses.fields(group.cls) if field.init and field.name in taken]
+    if not clashes:
+        return group.cls
+    hints = typing.get_type_hints(group.cls, include_extras=True)
+    fields = [
+        (field.name, Annotated[hints[field.name], tyro.conf.arg(name=f"{group.prefix}.{field.name}")], _copy(field))
+        for field in clashes
+    ]
+    frozen = group.cls.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    return dataclasses.make_dataclass(group.cls.__name__, fields, bases=(group.cls,), frozen=frozen)
+
+
+def _copy(field: dataclasses.Field) -> Any:
+    kept = ("default", "default_factory", "kw_only", "compare", "repr", "metadata")
+    return dataclasses.field(**{name: getattr(field, name) for name in kept})
+
+
+def _plain(cls: type, found: Any) -> Any:
+    """An instance of `cls` itself, also where a class with other flag names was parsed."""
+    if type(found) is cls:
+        return found
+    return cls(**{field.name: getattr(found, field.name) for field in dataclasses.fields(cls) if field.init})
+
+
+def _one_line(box: str) -> str:
+    """The text of tyro's error box without its frame and its pointer to ``--help``."""
+    lines = [line.strip(" │") for line in _ANSI.sub("", box).splitlines() if not line.startswith(("╭", "╰"))]
+    parts = [part.strip() for part in re.split(r"─{3,}", " ".join(line for line in lines if line))]
+    return "; ".join(part for part in parts if part and not part.startswith("For full helptext"))

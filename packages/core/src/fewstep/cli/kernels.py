@@ -1,0 +1,62 @@
+"""``fewstep kernels``: what there is, whether it is right here, and whether it compiles for GPUs elsewhere."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from .. import plugins
+from ..kernels import Kernel
+from .flags import Group, parse
+from .table import show_table
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelOptions:
+    """Which kernels, and what is done with them; without --check and --compile they are listed."""
+
+    names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Names from `fewstep list`; default: all."""
+    check: bool = False
+    """Compare every version of a kernel with its plain specification on this machine."""
+    compile: str = ""
+    """Compile ahead of time for these GPUs, none of which need be here: sm_80,sm_90,sm_120,gfx942."""
+
+
+def kernels(words: list[str]) -> int:
+    """List, check or compile; exit code 1 when anything fails."""
+    (options,) = parse("fewstep kernels", "check and compile kernels", words, [Group("kernels", KernelOptions)])
+    cards = plugins.kernels()
+    wanted = [plugins.find(cards, name, "kernel").load() for name in options.names or cards]
+    targets = [target for target in options.compile.split(",") if target]
+    if not options.check and not targets:
+        lines = [(kernel.name, ", ".join(("naive", *kernel.fast)), _chosen(kernel)) for kernel in wanted]
+        show_table("kernels", ("name", "versions", "taken here"), lines)
+        return 0
+    from ..kernels.check import report
+
+    results = report(wanted, check=options.check, targets=targets)
+    lines = [
+        (
+            found["kernel"],
+            found["what"],
+            "ok" if found["ok"] else "FAILED",
+            found["detail"],
+            f"{found['seconds']:.1f} s",
+        )
+        for found in results
+    ]
+    show_table("kernels", ("name", "what", "", "detail", "time"), lines)
+    return 0 if all(found["ok"] for found in results) else 1
+
+
+def _chosen(kernel: Kernel) -> str:
+    """What the kernel's own dispatcher takes for tensors on the devices of this machine."""
+    import torch
+
+    module = importlib.import_module(kernel.target.partition(":")[0])
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    return ", ".join(f"{device}: {module.chosen_backend(device)}" for device in devices)

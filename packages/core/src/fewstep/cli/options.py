@@ -1,0 +1,111 @@
+"""Options that several verbs share, and how they are turned into a model and a method."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from .. import plugins
+from ..bench.timing import available_cores
+from ..cards import Card
+from ..errors import FewstepError
+from ..loaders import Loaded, load
+from ..method import Method
+from .flags import Group, peek
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """The model, and how it runs."""
+
+    model: str
+    """A name from `fewstep list`, a local folder, or a hub id."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of weights and activations."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1; auto takes the GPU where there is one."""
+    threads: int = field(default_factory=available_cores)
+    """CPU threads of torch."""
+
+    def load(self) -> Loaded:
+        """Load the model.
+
+        Raises:
+            FewstepError: no such model, or damaged files.
+            ValueError: no such device.
+        """
+        import torch
+
+        if self.threads < 1:
+            raise ValueError(f"--threads must be at least 1, found {self.threads}")
+        torch.set_num_threads(self.threads)
+        return load(self.model, dtype=self.dtype, device=self._device())
+
+    def _device(self) -> str:
+        import torch
+
+        if self.device == "auto":
+            return "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            kind = torch.device(self.device).type
+        except RuntimeError as error:
+            raise ValueError(f"--device {self.device}: {str(error).splitlines()[0]}") from error
+        if kind == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"--device {self.device}: torch {torch.__version__} finds no CUDA device here")
+        return self.device
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodModelOptions(ModelOptions):
+    """The model, how it runs, and a saved method."""
+
+    method_from: Path | None = None
+    """Folder of a saved or fitted method, used instead of the method's flags."""
+
+
+def named(verb: str, words: list[str], kind: str, cards: dict[str, Card]) -> tuple[Card, list[str]]:
+    """The card that the first word names, and the other words; without a name ``--help`` prints what there is.
+
+    Raises:
+        UnknownNameError: no card of that name.
+        FewstepError: there is no name.
+    """
+    known = ", ".join(cards) or "none is installed"
+    if not words or words[0].startswith("-"):
+        if set(words) & {"-h", "--help"}:
+            print(f"usage: fewstep {verb} {kind.upper()} [flags]\n\n{kind}s: {known}")
+            print(f"`fewstep {verb} {kind.upper()} --help` lists the flags of one")
+            raise SystemExit(0)
+        raise FewstepError(f"`fewstep {verb}` needs the name of a {kind} first; installed: {known}")
+    return plugins.find(cards, words[0], kind), words[1:]
+
+
+def method_group(card: Card, words: list[str]) -> list[Group]:
+    """The flags of the method itself; none where a saved one is used."""
+    return [] if peek(words, "--method-from") else [Group(card.name, card.load(), "method")]
+
+
+def chosen_method(card: Card, options: MethodModelOptions, parsed: list[Any]) -> Method:
+    """The method of the flags, or the saved one.
+
+    Raises:
+        BadFileError: the folder holds no method, or another one.
+    """
+    return card.load().from_pretrained(options.method_from) if options.method_from else parsed[0]
+
+
+def quiet() -> None:
+    """Make warnings one line each, and keep progress bars out of logs; call it before transformers is imported."""
+    warnings.showwarning = _one_line
+    logging.basicConfig(format="fewstep: %(message)s", level=logging.WARNING)
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def _one_line(message: Warning | str, category: type[Warning], *_: object) -> None:
+    print(f"fewstep: {category.__name__}: {' '.join(str(message).split())}", file=sys.stderr)

@@ -1,0 +1,98 @@
+"""``fewstep show``: one card with its fields, their defaults and meaning, and what was measured."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from ..bench.rows import DENSE, read
+from ..cards import Card
+from ..errors import FewstepError
+from .bench import show_rows
+from .listing import KINDS
+from .options import named
+from .table import show_table
+
+RESULTS = Path("results")
+
+
+def show(words: list[str]) -> int:
+    """Print everything about one name; a name that several kinds share is shown for each."""
+    found = {kind: collect() for kind, collect in KINDS.items()}
+    everything = {name: card for cards in found.values() for name, card in cards.items()}
+    card, rest = named("show", words, "name", everything)
+    if rest and set(rest) & {"-h", "--help"}:
+        print("usage: fewstep show NAME\n\nfields with defaults and meaning, supported models, and rows in ./results")
+        return 0
+    if rest:
+        raise FewstepError(f"`fewstep show` takes one name, found {' '.join(rest)!r} after it")
+    for kind, cards in found.items():
+        if card.name in cards:
+            _show(kind, cards[card.name])
+    return 0
+
+
+def _show(kind: str, card: Card) -> None:
+    target = card.load()
+    print(f"{card.name} ({kind.removesuffix('s')}): {card.summary}")
+    if card.paper:
+        print(f"paper: https://arxiv.org/abs/{card.paper}")
+    if card.models:
+        print(f"models: {', '.join(card.models)}")
+    if kind == "methods":
+        print(f"occupies: {', '.join(sorted(target.seams))}")
+    print(f"\n{inspect.getdoc(target) or ''}\n" if inspect.isclass(target) or inspect.isfunction(target) else "")
+    if dataclasses.is_dataclass(target) and isinstance(target, type):
+        show_table("fields", ("field", "default", "meaning"), fields(target))
+    if kind in ("methods", "tasks"):
+        _show_measured(kind, card.name)
+
+
+def fields(cls: type) -> list[tuple[str, str, str]]:
+    """Name, default and meaning of every field of a dataclass."""
+    documented = docstrings(cls)
+    return [
+        (field.name, _default(field), documented.get(field.name, ""))
+        for field in dataclasses.fields(cls)  # type: ignore[arg-type]
+    ]
+
+
+def _default(field: dataclasses.Field) -> str:
+    if field.default_factory is not dataclasses.MISSING:
+        return repr(field.default_factory())
+    return "required" if field.default is dataclasses.MISSING else repr(field.default)
+
+
+def docstrings(cls: type) -> dict[str, str]:
+    """The string below each field in the source of `cls` and its bases, each in one line."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if not dataclasses.is_dataclass(base):
+            continue
+        try:
+            body: list[Any] = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
+        except (OSError, TypeError):  # made at run time: it has no source
+            continue
+        for field, below in zip(body, body[1:], strict=False):
+            if (
+                isinstance(field, ast.AnnAssign)
+                and isinstance(below, ast.Expr)
+                and isinstance(below.value, ast.Constant)
+            ):
+                found[ast.unparse(field.target)] = " ".join(str(below.value.value).split())
+    return found
+
+
+def _show_measured(kind: str, name: str) -> None:
+    if not RESULTS.is_dir():
+        return
+    rows = [row for row in read(RESULTS) if kind == "methods" or row.task == name]
+    runs = {row.run for row in rows if kind == "tasks" or row.method == name}
+    wanted = [row for row in rows if row.run in runs and (kind == "tasks" or row.method in (name, DENSE))]
+    if wanted:
+        print(f"measured (the newest run of each arm in {RESULTS}/):\n")
+        show_rows(wanted)
