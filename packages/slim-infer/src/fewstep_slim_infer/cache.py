@@ -56,6 +56,16 @@ class GrowingLayer(DynamicLayer):
     def _show(self, length: int) -> None:
         self.keys, self.values = (buffer[:, :, :length] for buffer in self._buffers)
 
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of its tokens where the model runs."""
+        return 2 * self.keys.numel() * self.keys.element_size() if self.is_initialized else 0
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes of its tokens on the host, beside those of an arena."""
+        return 0
+
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last ``-tokens_to_remove`` tokens."""
         self._show(self.keys.shape[2] + tokens_to_remove)
@@ -84,8 +94,12 @@ class Stage:
     """Original numbers of the blocks that each row keeps here, ascending; empty for the preserve layers."""
     recent: Float[Tensor, "r h w d"] | None = None
     """The last ``window - 1`` queries at this stage's boundary, for the local query of the next step."""
+    candidates: list[list[int]] = field(default_factory=list)
+    """Full blocks that decoding chooses from, for each row; only with `decode_keep` or `revive`."""
     units: list[Float[Tensor, "g m d"]] = field(default_factory=list)
-    """Mean key of every unit of the full blocks, for each row, where decoding chooses among them."""
+    """Mean key of every unit of the candidates, for each row."""
+    hidden: dict[int, Float[Tensor, "b d"]] = field(default_factory=dict)
+    """Hidden states of the candidates at this stage's boundary, on the host; only with ``revive="recompute"``."""
     arena: Arena | None = None
     """Where the keys and values lie when decoding reads fewer blocks than the prefill kept."""
 
@@ -131,6 +145,8 @@ class SlimCache(Cache):
         self.prompt = 0
         """Length of the (padded) prompt; 0 before the prefill."""
         self.seen = 0
+        self.rope: tuple[Tensor, Tensor] | None = None
+        """Cosines and sines of the prompt's positions; only with ``revive="recompute"``."""
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens seen: the position of the next token. The same for all layers."""
@@ -180,8 +196,8 @@ class SlimCache(Cache):
             tokens=tuple(tuple(stage.tokens) for stage in self.stages),
             blocks=tuple(tuple(map(tuple, stage.blocks)) for stage in self.stages[1:]),
             layer_tokens=tuple(keys.shape[2] for keys in held),
-            kv_bytes=sum(2 * keys.numel() * keys.element_size() for keys in held),
-            host_bytes=sum(arena.host_bytes for arena in arenas),
+            kv_bytes=sum(layer.kv_bytes for layer in self.layers),
+            host_bytes=sum(arena.host_bytes for arena in arenas) + sum(layer.host_bytes for layer in self.layers),
             swaps=sum(arena.swaps for arena in arenas),
             bytes_moved=sum(arena.bytes_moved for arena in arenas),
         )

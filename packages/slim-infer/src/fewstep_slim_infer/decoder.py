@@ -11,11 +11,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from .arena import Arena, BlockIndex
+from .arena import Arena
+from .block_index import BlockIndex
 from .cache import SlimCache, Stage
 from .copier import Copier
+from .offload import offload
 from .options import blocks_kept
-from .select import forced_blocks, rows_of, top_blocks
+from .revive import revive
+from .select import forced_blocks, rows_of, top_blocks, unit_means
 from .tokens import Tap, Tokens
 
 if TYPE_CHECKING:
@@ -37,6 +40,8 @@ class SlimDecoder:
         self.layers = decoder.layers
         self.paused = False
         """True while the unchanged forward runs."""
+        self.scored = 0
+        """Tokens at the end of a prompt whose logits are wanted one by one; they are read as if generated."""
         self.last: SlimCache | None = None
         """The cache of the newest prompt."""
 
@@ -74,19 +79,36 @@ class SlimDecoder:
             position_ids = torch.arange(hidden.shape[1], device=hidden.device)[None] + cache.seen
         rope = self._decoder.rotary_emb(hidden, position_ids=position_ids)
         if cache.stages:
+            self._warn_about_a_second_prompt(hidden.shape[1], cache)
             hidden = self._decode(hidden, rope, cache, kwargs)
         else:
-            hidden = self._prefill(Tokens.of_prompt(hidden, rope, attention_mask), cache, kwargs)
+            hidden = self._read(hidden, rope, attention_mask, cache, kwargs)
         return BaseModelOutputWithPast(
             last_hidden_state=self._decoder.norm(hidden),
             past_key_values=None if use_cache is False else cache,
         )
 
+    def _read(
+        self, hidden: Tensor, rope: Any, attention_mask: Tensor | None, cache: SlimCache, kwargs: dict[str, Any]
+    ) -> Float[Tensor, "r n d"]:
+        """The prompt, and behind it the tokens whose logits are wanted too: guesses to verify, a text to score."""
+        first = max(hidden.shape[1] - self.scored, 1)
+        mask = None if attention_mask is None else attention_mask[:, :first]
+        cos, sin = rope
+        prompt = Tokens.of_prompt(hidden[:, :first], (cos[:, :first], sin[:, :first]), mask)
+        read = self._prefill(prompt, cache, kwargs)
+        if first == hidden.shape[1]:
+            return read
+        scored = self._decode(hidden[:, first:], (cos[:, first:], sin[:, first:]), cache, kwargs)
+        return torch.cat([read[:, -1:], scored], dim=1)
+
     def _prefill(self, tokens: Tokens, cache: SlimCache, kwargs: dict[str, Any]) -> Float[Tensor, "r n d"]:
         """The whole prompt; at each entry layer the blocks that matter least leave the sequence."""
         settings, prompts, length = self.settings, tokens.lengths, tokens.hidden.shape[1]
+        if settings.revive == "recompute" and len(prompts) > 1:
+            raise ValueError('revive="recompute" takes one prompt at a time')
         edges = [*settings.entry, len(self.layers)]
-        stages, mask = [Stage(range(edges[0]), tokens.valid, prompts)], tokens.mask()
+        stages, mask, rope = [Stage(range(edges[0]), tokens.valid, prompts)], tokens.mask(), tokens.rope
         for layer in range(edges[-1]):
             tap = Tap() if layer + 1 in settings.entry else None
             self.attend(layer, tokens, mask, cache, tap, kwargs)
@@ -99,6 +121,10 @@ class SlimDecoder:
             # pruning before the feed-forward gives the same survivors as after it, for less work
             tokens.hidden = self.feed_forward(layer, tokens.hidden)
         cache.stages, cache.seen, cache.prompt, self.last = stages, length, length, cache
+        if settings.revive == "recompute":
+            cache.rope = rope
+        if settings.offload:
+            offload(cache, stages[0].layers, self._copier)
         if settings.decode_keep is not None:
             for segment, stage in enumerate(stages[1:]):
                 self._open_arena(stage, cache, prompts, segment)
@@ -107,22 +133,31 @@ class SlimDecoder:
 
     def _prune(self, tokens: Tokens, tap: Tap, prompts: list[int], segment: int) -> tuple[Tokens, Stage]:
         """Score and select, row by row, at the end of the attention before an entry layer."""
-        settings = self.settings
-        lengths, width = tokens.lengths, tokens.hidden.shape[1]
-        rows, blocks, units = [], [], []
-        for r, (length, prompt) in enumerate(zip(lengths, prompts, strict=True)):
+        settings, width = self.settings, tokens.hidden.shape[1]
+        recent = tap.query[:, :, max(width - settings.window + 1, 0) :].clone()
+        stage, rows = Stage(range(0), None, [], recent=recent), []
+        for r, (length, prompt) in enumerate(zip(tokens.lengths, prompts, strict=True)):
             pad = width - length
             number, keys, query = tokens.number[r, pad:], tap.keys[r, :, pad:], tap.query[r, :, pad:]
-            kept = self.select(query, keys, number, prompt, segment)
-            own = rows_of(kept, settings.block, length)
+            own = rows_of(self.select(query, keys, number, prompt, segment), settings.block, length)
             rows.append(own + pad)
-            blocks.append((number[own[:: settings.block]] // settings.block).tolist())
+            stage.blocks.append((number[own[:: settings.block]] // settings.block).tolist())
             if settings.decode_keep is not None:
-                units.append(_unit_means(keys[:, own], settings.block, settings.unit))
-        if any(row.numel() < length for row, length in zip(rows, lengths, strict=True)):
+                choice = slice(None) if settings.revive == "recompute" else own
+                self._remember(stage, number[choice], keys[:, choice], tokens.hidden[r, pad:][choice])
+        if any(row.numel() < length for row, length in zip(rows, tokens.lengths, strict=True)):
             tokens = tokens.take(rows)
-        recent = tap.query[:, :, max(width - settings.window + 1, 0) :].clone()
-        return tokens, Stage(range(0), tokens.valid, tokens.lengths, blocks, recent, units)
+        stage.valid, stage.tokens = tokens.valid, tokens.lengths
+        return tokens, stage
+
+    def _remember(self, stage: Stage, number: Tensor, keys: Tensor, hidden: Tensor) -> None:
+        """Note the full blocks of one row that decoding may choose from."""
+        block, full = self.settings.block, number.numel() // self.settings.block
+        stage.candidates.append((number[: full * block : block] // block).tolist())
+        stage.units.append(unit_means(keys[:, : full * block], self.settings.unit))
+        if self.settings.revive == "recompute":
+            parts = hidden[: full * block].cpu().split(block)
+            stage.hidden = dict(zip(stage.candidates[-1], parts, strict=True))
 
     def select(self, query: Tensor, keys: Tensor, number: Tensor, prompt: int, segment: int) -> Int[Tensor, " k"]:
         """Blocks of one row that survive, numbered in its current sequence."""
@@ -146,29 +181,30 @@ class SlimDecoder:
 
     def _open_arena(self, stage: Stage, cache: SlimCache, prompts: list[int], segment: int) -> None:
         """Leave only `decode_keep` of a segment's blocks where the model runs."""
-        settings = self.settings
-        ragged = [int(n % settings.block > 0) for n in stage.tokens]  # a ragged tail stays, outside the slots
-        tails = [max(settings.tail_blocks - r, 0) for r in ragged]
+        settings, block = self.settings, self.settings.block
+        full = [own[: tokens // block] for own, tokens in zip(stage.blocks, stage.tokens, strict=True)]
+        ragged = [int(tokens % block > 0) for tokens in stage.tokens]  # a ragged tail stays, outside the slots
         slots = [
-            blocks_kept(settings.decode_keep[segment], p, settings.block, settings.sink_blocks + 1) - r
-            for p, r in zip(prompts, ragged, strict=True)
+            blocks_kept(settings.decode_keep[segment], prompt, block, settings.sink_blocks + 1) - r
+            for prompt, r in zip(prompts, ragged, strict=True)
         ]
-        if all(s >= n // settings.block for s, n in zip(slots, stage.tokens, strict=True)):
+        if all(s >= len(own) for s, own in zip(slots, stage.candidates, strict=True)):
             return
         layers = [cache.layers[i] for i in stage.layers]
-        width = layers[0].keys.shape[2]
         index = BlockIndex(
+            stage.candidates,
             stage.units,
-            per_block=settings.block // settings.unit,
+            per_block=block // settings.unit,
             score=settings.score,
             sinks=settings.sink_blocks,
-            tails=tails,
+            tails=[max(settings.tail_blocks - r, 0) for r in ragged],
         )
         stage.arena = Arena(
             layers,
-            [width - n for n in stage.tokens],
+            [layers[0].keys.shape[2] - tokens for tokens in stage.tokens],
+            blocks=full,
             slots=slots,
-            block=settings.block,
+            block=block,
             overlap=settings.overlap,
             index=index,
             copier=self._copier,
@@ -177,13 +213,7 @@ class SlimDecoder:
 
     def _decode(self, hidden: Tensor, rope: Any, cache: SlimCache, kwargs: dict[str, Any]) -> Float[Tensor, "r n d"]:
         """New tokens over a slim cache; each segment with an arena chooses its blocks again."""
-        new, window = hidden.shape[1], self.settings.window
-        if new > window and any(stage.tokens != cache.stages[0].tokens for stage in cache.stages):
-            warnings.warn(
-                f"{new} more prompt tokens over a slim cache: the deep layers hold only what the first question "
-                "needed; run the whole prompt again for a new question",
-                stacklevel=2,
-            )
+        new = hidden.shape[1]
         tokens = Tokens(hidden, rope, number=torch.empty(0))
         for stage, after in zip(cache.stages, [*cache.stages[1:], None], strict=True):
             mask = _decode_mask(stage, cache.layers[stage.layers[0]].keys.shape[2], new)
@@ -192,12 +222,30 @@ class SlimDecoder:
                 tap = Tap() if boundary else None
                 self.attend(layer, tokens, mask, cache, tap, kwargs)
                 if tap is not None:
-                    queries = torch.cat([after.recent, tap.query], dim=2)
-                    after.arena.step(queries[:, :, -window:].float().mean(2))
-                    after.recent = queries[:, :, max(queries.shape[2] - window + 1, 0) :]
+                    self._choose_again(after, tap, cache)
                 tokens.hidden = self.feed_forward(layer, tokens.hidden)
         cache.seen += new
         return tokens.hidden
+
+    def _choose_again(self, stage: Stage, tap: Tap, cache: SlimCache) -> None:
+        """Let every row of a segment with an arena ask for its blocks, with the mean of the last `window` queries."""
+        window = self.settings.window
+        queries = torch.cat([stage.recent, tap.query], dim=2)
+        for row, query in enumerate(queries[:, :, -window:].float().mean(2)):
+            blocks = stage.arena.choose(row, query)
+            if missing := stage.arena.missing(row, blocks):
+                revive(self, cache, stage, missing)
+            stage.arena.want(row, blocks)
+        stage.recent = queries[:, :, max(queries.shape[2] - window + 1, 0) :]
+
+    def _warn_about_a_second_prompt(self, new: int, cache: SlimCache) -> None:
+        pruned = any(stage.tokens != cache.stages[0].tokens for stage in cache.stages)
+        if new > self.settings.window and pruned and self.settings.revive == "survivors":
+            warnings.warn(
+                f"{new} more prompt tokens over a slim cache: the deep layers hold only what the first question "
+                'needed; run the whole prompt again for a new question, or apply with revive="recompute"',
+                stacklevel=3,
+            )
 
     def attend(
         self, layer: int, tokens: Tokens, mask: Tensor | None, cache: SlimCache, tap: Tap | None, kwargs: dict[str, Any]
@@ -216,12 +264,6 @@ class SlimDecoder:
     def feed_forward(self, layer: int, hidden: Tensor) -> Tensor:
         block = self.layers[layer]
         return hidden + block.mlp(block.post_attention_layernorm(hidden))
-
-
-def _unit_means(keys: Float[Tensor, "g n d"], block: int, unit: int) -> Float[Tensor, "g m d"]:
-    """Mean key of every unit of the full blocks."""
-    full = keys[:, : keys.shape[1] // block * block].float()
-    return full.unflatten(1, (-1, unit)).mean(2)
 
 
 def _decode_mask(stage: Stage, cached: int, new: int) -> Bool[Tensor, "r 1 new all"] | None:

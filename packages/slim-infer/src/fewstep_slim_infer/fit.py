@@ -144,7 +144,9 @@ def fit(
         done[key] = _measure(model, data[n], layer, block, decode)
         with open(log, "a", encoding="utf-8") as file:
             file.write(json.dumps({"key": key, **done[key]}) + "\n")
-    return propose([done[k] for k in done if k[2] is None], {k: v for k, v in done.items() if k[2] is not None}, layers)
+    return propose(
+        [done[k] for k in done if k[2] is None], {k: v for k, v in done.items() if k[2] is not None}, layers, block
+    )
 
 
 def _measure(model: Any, fact: Fact, layer: int | None, block: int, decode: Callable) -> dict[str, Any]:
@@ -158,7 +160,7 @@ def _measure(model: Any, fact: Fact, layer: int | None, block: int, decode: Call
         return {"right": fact.code in answer.replace(" ", ""), "ranks": applied.decoder.found}
 
 
-def propose(dense: list[dict], dropped: dict[tuple, dict], layers: int) -> SlimInfer:
+def propose(dense: list[dict], dropped: dict[tuple, dict], layers: int, block: int) -> SlimInfer:
     """First entry where scores find the fact, second where losing it does no harm, third near the end.
 
     Raises:
@@ -185,7 +187,7 @@ def propose(dense: list[dict], dropped: dict[tuple, dict], layers: int) -> SlimI
         raise FewstepError("no layer found after which the planted facts may be dropped; raise --prompts or --every 1")
     third = max(second + 1, round(layers * 28 / 30))
     entry = (first[score], second) if third >= layers else (first[score], second, third)
-    return SlimInfer(entry=entry, keep=0.25, score=score)
+    return SlimInfer(entry=entry, keep=0.25, block=block, score=score)
 
 
 def _read(log: Path) -> dict[tuple, dict]:

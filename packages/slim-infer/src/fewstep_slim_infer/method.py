@@ -17,7 +17,7 @@ from transformers import DynamicCache, PreTrainedModel
 from .cache import Report, SlimCache
 from .copier import copier_for
 from .decoder import SlimDecoder
-from .options import Keep, Score, spread
+from .options import Keep, Revive, Score, spread
 from .presets import preset_for
 from .tokens import tapped
 
@@ -91,6 +91,14 @@ class SlimInfer(Method):
     overlap: float = 0.9
     """While decoding, blocks are swapped only when less than this share of the wanted ones is active (gamma)."""
 
+    revive: Revive = "survivors"
+    """What decoding may choose from: the blocks that survived the prefill, or (``recompute``, experimental, one prompt
+    at a time) every block that reached the entry layer: those that were dropped run through the segment when chosen,
+    from hidden states kept on the host. Also lets a second question choose again."""
+    offload: bool = False
+    """Keep the keys and values of the layers before the first entry layer on the host and stream them in, layer by
+    layer, for each decoded token."""
+
     def __post_init__(self) -> None:
         if self.entry is not None and (
             not self.entry or self.entry[0] < 1 or any(b <= a for a, b in zip(self.entry, self.entry[1:], strict=False))
@@ -120,7 +128,7 @@ class SlimInfer(Method):
 
     def identity(self) -> Self:
         """Everything is kept: the loop runs, nothing is pruned."""
-        return replace(self, keep=1.0, decode_keep=None)
+        return replace(self, keep=1.0, decode_keep=None, revive="survivors", offload=False)
 
     @classmethod
     def fit(
@@ -169,6 +177,8 @@ class SlimInfer(Method):
             raise ValueError(f"entry={found.entry}: the model has only layers 0 to {config.num_hidden_layers - 1}")
         segments = len(found.entry)
         decode = None if found.decode_keep is None else spread(found.decode_keep, segments)
+        if decode is None and found.revive == "recompute":
+            decode = spread(found.keep, segments)
         return replace(found, keep=spread(found.keep, segments), decode_keep=decode)
 
     def apply(self, model: Any) -> SlimApplied:
@@ -186,7 +196,7 @@ def install(model: Any, owner: Method, settings: SlimInfer, decoder: type[SlimDe
         undo.set(model.model, "forward", slim)
         prepare = partial(_prepare_cache, slim, model._prepare_cache_for_generation)
         undo.set(model, "_prepare_cache_for_generation", prepare)
-        undo.callback(model.register_forward_pre_hook(_refuse_labels, with_kwargs=True).remove)
+        undo.callback(model.register_forward_pre_hook(partial(_before_forward, slim), with_kwargs=True).remove)
         applied = undo.pop_all()
         applied.decoder = slim
         return applied
@@ -231,6 +241,9 @@ def _prepare_cache(slim: SlimDecoder, stock: Any, generation_config: Any, model_
     return result
 
 
-def _refuse_labels(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-    if kwargs.get("labels") is not None:
+def _before_forward(slim: SlimDecoder, model: Any, args: Any, kwargs: dict[str, Any]) -> None:
+    """See what the causal LM is asked for before its decoder runs."""
+    if kwargs.get("labels") is not None and not slim.paused:
         raise ValueError("labels= needs logits of every row, and pruned rows have none; remove SlimInfer for training")
+    wanted = kwargs.get("logits_to_keep", 0)
+    slim.scored = max(wanted - 1, 0) if isinstance(wanted, int) else 0

@@ -28,3 +28,8 @@ def rows_of(blocks: Int[Tensor, " k"], block: int, tokens: int) -> Int[Tensor, "
     """Token rows of `blocks` in a sequence of `tokens`, whose last block may be ragged."""
     rows = (blocks[:, None] * block + torch.arange(block, device=blocks.device)).flatten()
     return rows[rows < tokens]
+
+
+def unit_means(keys: Float[Tensor, "g n d"], unit: int) -> Float[Tensor, "g m d"]:
+    """Mean key of every unit, in float32; `n` is a multiple of `unit`."""
+    return keys.float().unflatten(1, (-1, unit)).mean(2)
