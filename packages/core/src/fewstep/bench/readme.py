@@ -27,9 +27,9 @@ _NO_SPEEDUP = float("-inf")
 
 
 def readme_table(rows: Sequence[Row]) -> str:
-    """One line per method, model and task: its fastest configuration, with what that costs in quality beside it.
+    """One line per method, model and task: where its default settings gain most, with what that costs in quality.
 
-    Rows on random weights are used only where there are no others.
+    Other settings, and rows on random weights, are used only where there are no better ones.
     """
     best: dict[tuple[str, str, str], tuple[Comparison, Arm]] = {}
     for comparison in compare(rows):
@@ -44,9 +44,10 @@ def readme_table(rows: Sequence[Row]) -> str:
     return table(header, lines, words=3)
 
 
-def _rank(comparison: Comparison, arm: Arm) -> tuple[bool, float]:
+def _rank(comparison: Comparison, arm: Arm) -> tuple[bool, bool, float]:
     ratio = arm.rows.get(speed_metric(comparison) or "")
-    return not comparison.random, ratio.value if ratio else _NO_SPEEDUP
+    default = not any(row.config for row in arm.rows.values())
+    return not comparison.random, default, ratio.value if ratio else _NO_SPEEDUP
 
 
 def _line(comparison: Comparison, arm: Arm) -> list[str]:
