@@ -70,9 +70,7 @@ def _dequantise(gguf: Path, folder: Path) -> None:
     log.warning("dequantising %s once, into %s", gguf.name, cache_folder())
     source = {"gguf_file": gguf.name, "local_files_only": True}
     plain = GgufConfig(dequantize=True)  # the default keeps quantised blocks that can be neither edited nor saved
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, dtype=torch.float32, quantization_config=plain, **source
-    )
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, quantization_config=plain, **source)
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(gguf.parent, **source).save_pretrained(folder)
 

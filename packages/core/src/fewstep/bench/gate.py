@@ -8,7 +8,7 @@ from .task import Outcome
 
 # Only reordered sums may differ. In float32 that is some 1e-5 of a logit, so 1e-4 leaves room for deep models and still
 # sees one wrong token; half precisions round each sum to 2^-8 or 2^-11, which a few layers carry to 2 % of the largest.
-_FLOAT32 = {"rtol": 1e-3, "atol": 1e-4}
+_FLOAT32 = (1e-3, 1e-4)
 _HALF_SHARE = 2e-2
 
 
@@ -19,13 +19,14 @@ def difference(outcome: Outcome, baseline: Outcome, dtype: str) -> str | None:
     found, wanted = outcome.evidence.float(), baseline.evidence.float()
     if found.shape != wanted.shape:
         return f"shape {tuple(found.shape)} instead of {tuple(wanted.shape)}"
-    if torch.allclose(found, wanted, **_tolerance(wanted, dtype)):
+    relative, absolute = _tolerance(wanted, dtype)
+    if torch.allclose(found, wanted, rtol=relative, atol=absolute):
         return None
     return f"differs by up to {(found - wanted).abs().max().item():.2g}"
 
 
-def _tolerance(wanted: torch.Tensor, dtype: str) -> dict[str, float]:
+def _tolerance(wanted: torch.Tensor, dtype: str) -> tuple[float, float]:
     if dtype in ("float32", "float64"):
         return _FLOAT32
     largest = wanted.abs().max().item() if wanted.numel() else 0.0
-    return {"rtol": _HALF_SHARE, "atol": _HALF_SHARE * largest}
+    return _HALF_SHARE, _HALF_SHARE * largest

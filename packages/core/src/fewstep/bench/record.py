@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ def _is_data(value: Any) -> bool:
 def make_rows(
     common: dict[str, Any],
     arms: dict[str, Method],
-    found: dict[str, Sequence[Measured]],
+    found: Mapping[str, Sequence[Measured]],
     baseline: str,
     red: set[str],
 ) -> list[Row]:

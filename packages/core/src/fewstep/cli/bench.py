@@ -63,7 +63,7 @@ def bench(words: list[str]) -> int:
         rows = measure(loaded, arms, task, task_card.name, settings, watch)
     show_rows(rows)
     for arm in watch.red:
-        print(f"fewstep: no speed-up for {arm}: at its identity setting it differs from the dense model", file=sys.stderr)
+        print(f"fewstep: no speed-up for {arm}: its identity setting differs from the dense model", file=sys.stderr)
     return 1 if watch.red else 0
 
 

@@ -107,5 +107,5 @@ def quiet() -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
-def _one_line(message: Warning | str, category: type[Warning], *_: object) -> None:
+def _one_line(message: Warning | str, category: type[Warning], *_args: object, **_kwargs: object) -> None:
     print(f"fewstep: {category.__name__}: {' '.join(str(message).split())}", file=sys.stderr)

@@ -42,7 +42,7 @@ class LiveWatcher(Watcher):
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), Remaining()
         )
         self.bar = self.progress.add_task("running", total=None)
-        self.live = Live(console=Console(), get_renderable=self._render, refresh_per_second=4, transient=True)
+        self.live = Live(console=Console(), get_renderable=self._render, refresh_per_second=1, transient=True)
 
     def show(self, event: Event) -> None:
         self.progress.update(self.bar, total=event.total, completed=event.done)

@@ -1,0 +1,172 @@
+"""Wrong input and interruption: one clear line, exit code 2 (130 for Ctrl-C), nothing damaged."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = "bench", "skip", "--model", "toy-net", "--task.length", "8"
+CARDS = """
+from fewstep.cards import Card, hookimpl
+@hookimpl
+def fewstep_methods():
+    return [Card(name="{name}", summary="a double", target="x:X")]
+"""
+
+
+def refused(run: subprocess.CompletedProcess, *parts: str) -> None:
+    """One line on stderr that holds `parts`, and exit code 2."""
+    assert run.returncode == 2, run.stdout + run.stderr
+    assert run.stderr.startswith("fewstep: ") and run.stderr.count("\n") == 1, run.stderr
+    for part in parts:
+        assert part in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (("lits",), ("'lits'", "did you mean list")),
+        (("bench", "skpi", "--model", "toy-net"), ("no method is called 'skpi'", "did you mean skip")),
+        (("bench",), ("needs the name of a method", "skip")),
+        (("bench", "skip", "--model", "toy-net", "--task", "wlak"), ("no task is called 'wlak'", "walk")),
+        (("bench", "skip", "--model", "toy-nt"), ("'toy-nt'", "did you mean toy-net")),
+        (("run", "skip", "--model", "someone/something", "--prompt", "x"), ("someone/something", "offline", "toy-net")),
+        (("bench", "skip"), ("Missing", "--model")),
+        ((*BENCH, "--kep", "1"), ("Unrecognized", "--kep", "--keep")),
+        ((*BENCH, "--keep", "many"), ("--keep", "'many'")),
+        ((*BENCH, "--keep", "7"), ("keep must be in (0, 1], found 7.0",)),
+        ((*BENCH, "--repeats", "0"), ("repeats must be at least 1",)),
+        ((*BENCH, "--dtype", "int3"), ("'int3'", "float32")),
+        ((*BENCH, "--device", "gpu"), ("--device gpu",)),
+        ((*BENCH, "--vs", "skip"), ("skip again",)),
+        ((*BENCH, "--method-from", "nowhere/at/all"), ("nowhere/at/all",)),
+        (("run", "liar", "--model", "toy-net"), ("liar has nothing to run",)),
+        (("fit", "liar", "--model", "toy-net", "--out", "o"), ("liar has nothing to fit", "skip")),
+        (("show", "smolm2-135m"), ("did you mean smollm2-135m",)),
+        (("report", "nothing-here"), ("nothing-here",)),
+        (("push", ".", "me/mine"), ("not a saved fewstep method",)),
+    ],
+    ids=lambda value: " ".join(value) if value and isinstance(value, tuple) else "",
+)
+def test_wrong_words(fewstep, tmp_path, words, parts):
+    refused(fewstep(*words), *parts)
+    assert not (tmp_path / "results/walk.jsonl").exists()
+
+
+def test_push_offline(fewstep, tmp_path):
+    (tmp_path / "fewstep.json").write_text("{}")
+    refused(fewstep("push", ".", "me/mine"), "HF_HUB_OFFLINE")
+    refused(fewstep("push", ".", "mine"), "USER/NAME")
+
+
+def test_traceback_on_request(fewstep):
+    run = fewstep("bench", "skpi", FEWSTEP_TRACEBACK="1")
+    assert run.returncode == 2 and "Traceback" in run.stderr and run.stderr.splitlines()[-1].startswith("fewstep: ")
+
+
+def test_a_broken_plug_in_is_named_and_the_others_work(fewstep, install, tmp_path):
+    site = install(tmp_path / "site", "shaky", {"plugin.py": "raise RuntimeError('no\\nluck')"})
+    listed = fewstep("list", sites=(site,))
+    assert listed.returncode == 0 and "toy-net" in listed.stdout
+    assert listed.stderr == "fewstep: plug-in shaky (shaky) failed: RuntimeError: no luck\n"
+    refused(fewstep("show", "nothing", sites=(site,)), "shaky", "no luck")
+
+
+def test_two_plug_ins_with_one_name(fewstep, install, tmp_path):
+    site = install(tmp_path / "site", "toy2", {"plugin.py": ""}, entry="toy")
+    refused(fewstep("list", sites=(site,)), "toy2", "both register", "'toy'")
+
+
+def test_two_methods_with_one_name(fewstep, install, tmp_path):
+    site = install(tmp_path / "site", "double", {"plugin.py": CARDS.format(name="skip")})
+    refused(fewstep("list", sites=(site,)), "toy", "double", "'skip'")
+
+
+def test_a_method_whose_module_is_missing(fewstep, install, tmp_path):
+    site = install(tmp_path / "site", "hollow", {"plugin.py": CARDS.format(name="hollow")})
+    refused(fewstep("bench", "hollow", "--model", "toy-net", "--task", "walk", sites=(site,)), "No module named 'x'")
+
+
+def test_folders_that_are_no_model(fewstep, tmp_path):
+    (tmp_path / "empty").mkdir()
+    refused(fewstep("bench", "skip", "--model", "empty"), "empty", "not a model folder")
+
+
+def test_a_truncated_model(fewstep, tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=64, **sizes)).save_pretrained(tmp_path / "llama")
+    weights = tmp_path / "llama/model.safetensors"
+    whole = weights.read_bytes()
+    # whole, it loads: what is refused then is the model's class, by the method
+    refused(fewstep("run", "skip", "--model", "llama", "--prompt", "x"), "skip needs a Net, found LlamaForCausalLM")
+    weights.write_bytes(whole[: len(whole) // 2])
+    refused(fewstep("run", "skip", "--model", "llama", "--prompt", "x"), "llama", "damaged")
+    assert weights.read_bytes() == whole[: len(whole) // 2]
+
+
+@pytest.mark.parametrize("place", ["results", "results/below"])
+def test_results_that_cannot_be_written_are_found_out_first(fewstep, tmp_path, place):
+    (tmp_path / "results").write_text("a file\n")
+    run = fewstep(*BENCH, "--results", place)
+    refused(run, "results")
+    assert run.stdout == "" and (tmp_path / "results").read_text() == "a file\n"
+
+
+def test_a_report_that_cannot_be_written(fewstep, tmp_path):
+    assert fewstep(*BENCH, "--repeats", "1").returncode == 0
+    refused(fewstep("report", "--html", tmp_path / "results/walk.jsonl/out.html"), "walk.jsonl")
+
+
+def test_a_quality_that_is_no_number_is_named_and_not_recorded(fewstep, tmp_path):
+    refused(fewstep(*BENCH, "--nan", "1", "--repeats", "2"), "quality['size'] is nan in walk, dense, repeat 2")
+    assert not (tmp_path / "results/walk.jsonl").exists()
+
+
+def test_a_red_gate_gives_no_speed_up(fewstep, tmp_path):
+    run = fewstep("bench", "liar", "--model", "toy-net", "--task.length", "8", "--repeats", "1")
+    assert run.returncode == 1
+    assert run.stderr == "fewstep: no speed-up for liar: its identity setting differs from the dense model\n"
+    assert "RED (differs by up to" in run.stdout and "speed-up is reported" in run.stdout
+    assert "forward speed-up" not in run.stdout
+    rows = [json.loads(line) for line in (tmp_path / "results/walk.jsonl").read_text().splitlines()]
+    assert {row["method"] for row in rows} == {"dense", "liar"}
+    assert all(row["baseline"] is None for row in rows)
+
+
+def interrupted(environment: dict[str, str], folder: Path, until: str, endless: int) -> tuple[int, str, str]:
+    """Exit code and output of a benchmark that gets SIGINT once it has printed a line holding `until`."""
+    command = [sys.executable, "-m", "fewstep", *BENCH, "--endless", str(endless)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=folder, env=environment, **pipes) as process:
+        said = ""
+        for line in process.stdout:
+            said += line
+            if until in line:
+                process.send_signal(signal.SIGINT)
+                break
+        rest, errors = process.communicate()
+    return process.returncode, said + rest, errors
+
+
+def test_ctrl_c_keeps_what_is_finished(environment, tmp_path):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/walk.jsonl").write_text("")
+    code, said, errors = interrupted(environment(), tmp_path, "repeat 1: skip", endless=1)
+    assert (code, errors) == (130, "fewstep: interrupted\n")
+    rows = [json.loads(line) for line in (tmp_path / "results/walk.jsonl").read_text().splitlines()]
+    assert f"{len(rows)} rows of 1 finished pair added" in said
+    assert {row["method"] for row in rows} == {"dense", "skip"} and {row["params"]["repeats"] for row in rows} == {1}
+    assert [row["metric"] for row in rows].count("forward_speedup") == 1
+
+
+def test_ctrl_c_before_the_first_pair_leaves_nothing(environment, tmp_path):
+    code, _, errors = interrupted(environment(), tmp_path, "warm-up: skip", endless=0)
+    assert (code, errors) == (130, "fewstep: interrupted\n")
+    assert list((tmp_path / "results").iterdir()) == []
