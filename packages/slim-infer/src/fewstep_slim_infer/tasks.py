@@ -173,7 +173,8 @@ def decode_known(model: Any, ids: Int[Tensor, "1 n"], cache: Cache) -> tuple[lis
     """Feed all but the last of the known tokens one by one; their logits and the seconds it took."""
     steps = []
     start = time.perf_counter()
-    for token in ids[:, :-1].split(1, dim=1):
+    for i in range(ids.shape[1] - 1):
+        token = ids[:, i : i + 1]
         steps.append(model(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1])
     if steps and steps[-1].is_cuda:
         torch.cuda.synchronize()

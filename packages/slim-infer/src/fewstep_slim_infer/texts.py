@@ -61,7 +61,8 @@ def window(tokenizer: Any, name: Text, tokens: int, generator: torch.Generator) 
     if room <= 0:
         raise ValueError(f"{name} has {len(text):,} characters, too few for {tokens} tokens; take moby-dick")
     start = int(torch.randint(room, (1,), generator=generator))
-    start = text.find("\n\n", start, start + characters // 4) + 2 or start
+    paragraph = text.find("\n\n", start, start + characters // 4)
+    start = start if paragraph < 0 else paragraph + 2
     ids = tokenizer(text[start : start + characters], add_special_tokens=False)["input_ids"]
     return torch.tensor([*tokenizer("")["input_ids"], *ids][:tokens])
 

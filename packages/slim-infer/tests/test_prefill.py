@@ -1,0 +1,135 @@
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from fewstep.testing import tiny
+
+FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "smollm3"]
+P = 150
+
+
+def generate(model, ids, n=32, **options):
+    return model.generate(ids, max_new_tokens=n, do_sample=False, eos_token_id=None, **options)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_full_budget_is_the_dense_model(family, slim):
+    model, ids = tiny.causal_lm(family), tiny.prompt(P)
+    dense, logits = generate(model, ids), model(ids).logits
+    for everything in (1.0, P):
+        with slim(keep=everything, entry=(2,)).apply(model):
+            assert torch.equal(generate(model, ids), dense)
+            torch.testing.assert_close(model(ids).logits, logits, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("entry", [(3,), (2, 4), (1, 3, 5)], ids=str)
+def test_equals_dense_with_dropped_keys_masked(family, entry, slim, reference, tokens_of):
+    model, ids = tiny.causal_lm(family).double(), tiny.prompt(P, seed=1)
+    with slim(entry=entry).apply(model) as applied:
+        out = model.generate(
+            ids, max_new_tokens=6, do_sample=False, eos_token_id=None, output_logits=True, return_dict_in_generate=True
+        )
+        kept = [tokens_of(rows[0], 16, P) for rows in applied.report.blocks]
+    assert len(kept[-1]) < P
+    wanted = reference(model, out.sequences[:, :-1], P, entry, kept)[P - 1 :]
+    torch.testing.assert_close(torch.cat(out.logits).double(), wanted, rtol=0, atol=1e-5)
+
+
+def test_layers_before_the_first_entry_are_dense_bit_for_bit(model, slim):
+    ids = tiny.prompt(P)
+    dense = model(ids, use_cache=True).past_key_values
+    with slim(entry=(3, 5)).apply(model):
+        cache = model(ids, use_cache=True).past_key_values
+    for layer in range(3):
+        assert torch.equal(cache.layers[layer].keys, dense.layers[layer].keys)
+        assert torch.equal(cache.layers[layer].values, dense.layers[layer].values)
+
+
+def test_survivors_keep_their_absolute_positions(model, slim, tokens_of):
+    """The first slim layer's hidden states are dense's, so its keys must be dense's at the same positions."""
+    ids, entry = tiny.prompt(P), 3
+    dense = model(ids, use_cache=True).past_key_values.layers[entry].keys
+    with slim(entry=(entry,)).apply(model) as applied:
+        keys = model(ids, use_cache=True).past_key_values.layers[entry].keys
+        kept = tokens_of(applied.report.blocks[0][0], 16, P)
+    torch.testing.assert_close(keys, dense[:, :, kept], rtol=0, atol=1e-12)
+    assert not torch.allclose(keys[:, :, 1:], dense[:, :, : len(kept) - 1], atol=1e-3)
+
+
+def test_the_first_generated_token_has_position_p(model, slim):
+    seen = []
+    hook = model.model.rotary_emb.register_forward_hook(
+        lambda module, args, kwargs, out: seen.append(kwargs["position_ids"].flatten().tolist()), with_kwargs=True
+    )
+    with slim().apply(model):
+        generate(model, tiny.prompt(P), 3)
+    hook.remove()
+    assert seen == [list(range(P)), [P], [P + 1]]
+
+
+def test_pruning_before_the_feed_forward_gives_the_same_survivors(model):
+    layer, hidden = model.model.layers[0], torch.randn(1, P, 64, dtype=torch.float64)
+    rows = torch.arange(0, P, 3)
+    before = layer.mlp(layer.post_attention_layernorm(hidden[:, rows]))
+    after = layer.mlp(layer.post_attention_layernorm(hidden))[:, rows]
+    torch.testing.assert_close(before, after, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("prompt", [128, 150, 160])
+def test_tokens_and_bytes_cached_by_each_layer(prompt, model, slim):
+    """``[P] * e_1 + [K_1] * (e_2 - e_1) + ...`` and what was generated; only the last block may be ragged."""
+    with slim(keep=(80, 48)).apply(model) as applied:
+        generate(model, tiny.prompt(prompt), 5)
+        report = applied.report
+    short = -prompt % 16
+    assert report.layer_tokens == tuple(n + 4 for n in [prompt] * 2 + [80 - short] * 2 + [48 - short] * 2)
+    assert report.kv_bytes == sum(report.layer_tokens) * 2 * 2 * 16 * 8
+    assert report.seen == prompt + 4
+
+
+def test_measured_flops_follow_the_formula(slim):
+    model, ids, lin = tiny.causal_lm(), tiny.prompt(160), 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128)
+
+    def formula(tokens):
+        layers = sum(lin * t + 4 * t * t * 64 for t in tokens)
+        early = sum(2 * 3 * 64 * 128 * (a - b) for a, b in zip(tokens, tokens[1:], strict=False))
+        return layers - early + 2 * 64 * 97
+
+    with slim(keep=(80, 48)).apply(model), FlopCounterMode(display=False) as slim_count:
+        model(ids, logits_to_keep=1)
+    with FlopCounterMode(display=False) as dense_count:
+        model(ids, logits_to_keep=1)
+    assert dense_count.get_total_flops() == pytest.approx(formula([160] * 6), rel=0.01)
+    assert slim_count.get_total_flops() == pytest.approx(formula([160, 160, 80, 80, 48, 48]), rel=0.01)
+
+
+def test_query_span_asks_instead_of_the_end(model, slim):
+    ids = tiny.prompt(P)
+    with slim(query_span=(40, 44)).apply(model) as applied:
+        model(ids)
+        by_span = applied.report.blocks
+    with slim(query_span=(40 - P, 44 - P)).apply(model) as applied:
+        model(ids)
+        assert applied.report.blocks == by_span
+    assert all(40 // 16 in rows[0] for rows in by_span)
+
+
+def test_two_models_with_different_settings_do_not_meet(slim):
+    one, two, ids = tiny.causal_lm(), tiny.causal_lm(), tiny.prompt(P)
+    with slim(keep=0.5).apply(one):
+        alone = generate(one, ids, 8)
+        with slim(keep=1.0).apply(two):
+            assert torch.equal(generate(one, ids, 8), alone)
+            dense = generate(two, ids, 8)
+    assert torch.equal(generate(one, ids, 8), dense)
+
+
+@pytest.mark.parametrize("prompt", [1, 3, 15, 16, 17, 33, 97])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_any_prompt_length(prompt, dtype, slim):
+    model = tiny.causal_lm().to(dtype)
+    with slim().apply(model), torch.inference_mode():
+        assert generate(model, tiny.prompt(prompt), 1).shape == (1, prompt + 1)
+        out = model.generate(tiny.prompt(prompt), max_new_tokens=5, do_sample=False, eos_token_id=list(range(97)))
+    assert out.shape == (1, prompt + 1)
