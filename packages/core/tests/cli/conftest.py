@@ -118,7 +118,7 @@ def load_random(*, dtype="float32", device="cpu"):
     return load(dtype=dtype, device=device, name="toy-noise", weights="random")
 """
 TASK = '''
-import dataclasses, time, torch
+import dataclasses, time
 from dataclasses import dataclass
 from fewstep.bench.task import Outcome, Sample
 
@@ -133,6 +133,7 @@ class Walk:
     """Seed at which the quality is not a number."""
 
     def run(self, loaded, generator):
+        import torch
         seed = generator.initial_seed()
         while seed == self.endless:
             pass

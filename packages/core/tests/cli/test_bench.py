@@ -12,7 +12,8 @@ import torch
 from fewstep import Applied, FewstepError, Loaded, Method
 from fewstep.bench import gate, timing
 from fewstep.bench.rows import read
-from fewstep.bench.run import Event, Settings, bench
+from fewstep.bench.run import bench
+from fewstep.bench.settings import Event, Settings
 from fewstep.bench.task import Outcome, Sample
 from torch import nn
 

@@ -109,7 +109,7 @@ def test_a_fitted_method_is_saved_and_used(fewstep, tmp_path):
     assert json.loads((tmp_path / "fitted/fewstep.json").read_text())["fields"]["keep"] == 0.75
     used = fewstep("run", "skip", "--model", "toy-net", "--prompt", "hi", "--method-from", "fitted")
     assert used.stdout.startswith("hi: 3 layers")
-    other = fewstep("run", "liar", "--model", "toy-net", "--prompt", "hi", "--method-from", "fitted")
+    other = fewstep("bench", "liar", "--model", "toy-net", "--task.length", "8", "--method-from", "fitted")
     assert other.returncode == 2 and other.stderr == "fewstep: fitted holds a skip method, not liar\n"
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-import os
 import platform
 import subprocess
 import threading
@@ -21,16 +20,6 @@ from ..errors import FewstepError
 
 SAMPLE_EVERY = 0.01
 """Seconds between two looks at the resident memory; a sample costs some 20 microseconds."""
-
-
-def available_cores() -> int:
-    """Physical cores that this process may use: hyper-threads only slow matrix products down."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(ImportError):  # not needed just to use a method
-        import psutil
-
-        return min(allowed, psutil.cpu_count(logical=False) or allowed)
-    return allowed
 
 
 @contextlib.contextmanager

@@ -11,8 +11,7 @@ from pathlib import Path
 from .. import plugins
 from ..bench.record import config
 from ..bench.rows import DENSE, Row
-from ..bench.run import Settings
-from ..bench.run import bench as measure
+from ..bench.settings import Settings
 from ..bench.tables import cell as table_cell
 from ..bench.tables import compact, compare, heading
 from ..cards import Card
@@ -46,9 +45,9 @@ def bench(words: list[str]) -> int:
     command = shlex.join(["fewstep", "bench", *words])
     card, words = named("bench", words, "method", plugins.methods())
     task_card = _task_card(card, peek(words, "--task"))
-    groups = [Group("bench", BenchOptions), *method_group(card, words), Group(task_card.name, task_card.load(), "task")]
+    groups = [Group("bench", BenchOptions), method_group(card, words), Group(task_card.name, task_card.load(), "task")]
     description = f"{card.summary}\n\nTask {task_card.name}: {task_card.summary}."
-    options, *method, task = parse(f"fewstep bench {card.name}", description, words, groups)
+    options, method, task = parse(f"fewstep bench {card.name}", description, words, groups)
     settings = Settings(
         repeats=options.repeats,
         seed=options.seed,
@@ -58,6 +57,8 @@ def bench(words: list[str]) -> int:
     )
     settings.prepare()
     arms = _labelled([chosen_method(card, options, method), *_others(options.vs)])
+    from ..bench.run import bench as measure
+
     loaded = options.load()
     with watching(f"{task_card.name} on {loaded.name}") as watch:
         rows = measure(loaded, arms, task, task_card.name, settings, watch)

@@ -25,24 +25,29 @@ class Group:
     cls: type
     prefix: str = ""
     """``task``: a field whose name an earlier group has already is typed ``--task.name``."""
+    hidden: bool = False
+    """No flags, but its names stay taken, so that those of later groups do not change."""
 
 
 def parse(prog: str, description: str, words: Sequence[str], groups: Sequence[Group]) -> list[Any]:
-    """Parse `words` into one instance for each group; ``--help`` prints and exits.
+    """Parse `words` into one instance for each group, None for a hidden one; ``--help`` prints and exits.
 
     Raises:
         FewstepError: a flag is unknown, missing or has a wrong value; all of it in one line.
     """
     import tyro
 
-    fields: list[tuple] = []
+    fields: dict[str, Any] = {}
+    shown: list[tuple[str, type] | None] = []
     taken: set[str] = set()
     for number, group in enumerate(groups):
         title = re.sub(r"\W", "_", group.title)
-        title = f"{title}_{number}" if title in {name for name, _ in fields} else title
-        fields.append((title, tyro.conf.OmitArgPrefixes[_renamed(group, taken)]))  # type: ignore[index]
+        title = f"{title}_{number}" if title in fields else title
+        if not group.hidden:
+            fields[title] = tyro.conf.OmitArgPrefixes[_renamed(group, taken)]  # type: ignore[index]
+        shown.append(None if group.hidden else (title, group.cls))
         taken |= {field.name for field in dataclasses.fields(group.cls)}
-    composed = dataclasses.make_dataclass("Flags", fields)
+    composed = dataclasses.make_dataclass("Flags", fields.items())
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -51,7 +56,7 @@ def parse(prog: str, description: str, words: Sequence[str], groups: Sequence[Gr
         if not stop.code:
             raise
         raise FewstepError(_one_line(said.getvalue())) from None
-    return [_plain(group.cls, getattr(flags, name)) for group, (name, _) in zip(groups, fields, strict=True)]
+    return [_plain(one[1], getattr(flags, one[0])) if one else None for one in shown]
 
 
 def peek(words: Sequence[str], flag: str) -> str | None:

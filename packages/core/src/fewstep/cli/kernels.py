@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from .. import plugins
-from ..kernels import Kernel
 from .flags import Group, parse
 from .table import show_table
+
+if TYPE_CHECKING:
+    from ..kernels import Kernel
 
 
 @dataclass(frozen=True, kw_only=True)

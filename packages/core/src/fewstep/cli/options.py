@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .. import plugins
-from ..bench.timing import available_cores
+from ..bench.settings import available_cores
 from ..cards import Card
 from ..errors import FewstepError
 from ..loaders import Loaded, load
@@ -65,7 +65,7 @@ class MethodModelOptions(ModelOptions):
     """The model, how it runs, and a saved method."""
 
     method_from: Path | None = None
-    """Folder of a saved or fitted method, used instead of the method's flags."""
+    """Folder (or hub id) of a saved or fitted method, used instead of the method's flags."""
 
 
 def named(verb: str, words: list[str], kind: str, cards: dict[str, Card]) -> tuple[Card, list[str]]:
@@ -85,18 +85,26 @@ def named(verb: str, words: list[str], kind: str, cards: dict[str, Card]) -> tup
     return plugins.find(cards, words[0], kind), words[1:]
 
 
-def method_group(card: Card, words: list[str]) -> list[Group]:
-    """The flags of the method itself; none where a saved one is used."""
-    return [] if peek(words, "--method-from") else [Group(card.name, card.load(), "method")]
+def method_group(card: Card, words: list[str]) -> Group:
+    """The flags of the method itself; hidden where a saved one is used."""
+    return Group(card.name, card.load(), "method", hidden=peek(words, "--method-from") is not None)
 
 
-def chosen_method(card: Card, options: MethodModelOptions, parsed: list[Any]) -> Method:
+def chosen_method(card: Card, options: MethodModelOptions, parsed: Any) -> Method:
     """The method of the flags, or the saved one.
 
     Raises:
-        BadFileError: the folder holds no method, or another one.
+        FewstepError: nothing is saved there, or another method.
     """
-    return card.load().from_pretrained(options.method_from) if options.method_from else parsed[0]
+    if (source := options.method_from) is None:
+        return parsed
+    try:
+        return card.load().from_pretrained(source)
+    except FewstepError:
+        raise
+    except Exception as error:  # the hub client raises many kinds; the user needs one sentence
+        reason = str(error).partition("\n")[0]
+        raise FewstepError(f"{source} is no folder with a saved method, nor one on the hub: {reason}") from error
 
 
 def quiet() -> None:

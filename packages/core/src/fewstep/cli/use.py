@@ -29,8 +29,8 @@ def run(words: list[str]) -> int:
     if card.run is None:
         raise FewstepError(f"{card.name} has nothing to run on the command line; use it in Python, or `fewstep bench`")
     groups = [Group("model", MethodModelOptions), Group("input", import_target(card.run), "input")]
-    options, inputs, *method = parse(
-        f"fewstep run {card.name}", card.summary, words, [*groups, *method_group(card, words)]
+    options, inputs, method = parse(
+        f"fewstep run {card.name}", card.summary, words, [*groups, method_group(card, words)]
     )
     chosen = chosen_method(card, options, method)
     inputs(options.load(), chosen)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..bench.run import Event
+from ..bench.settings import Event
 
 
 class Watcher:
