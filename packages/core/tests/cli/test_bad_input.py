@@ -51,7 +51,7 @@ def refused(run: subprocess.CompletedProcess, *parts: str) -> None:
         ((*BENCH, "--method-from", "nowhere"), ("nowhere is no folder with a saved method",)),
         (("run", "liar", "--model", "toy-net"), ("liar has nothing to run",)),
         (("fit", "liar", "--model", "toy-net", "--out", "o"), ("liar has nothing to fit", "skip")),
-        (("show", "smolm2-135m"), ("did you mean smollm2-135m",)),
+        (("show", "tyo-net"), ("did you mean toy-net",)),
         (("report", "nothing-here"), ("nothing-here",)),
         (("push", ".", "me/mine"), ("not a saved fewstep method",)),
     ],
