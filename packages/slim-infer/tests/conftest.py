@@ -2,7 +2,6 @@ import importlib.util
 
 import pytest
 import torch
-
 from fewstep.testing import tiny
 from fewstep_slim_infer import SlimInfer
 

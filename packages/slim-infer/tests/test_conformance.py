@@ -1,6 +1,5 @@
 import pytest
 import torch
-
 from fewstep.testing import Case, MethodSuite, tiny
 from fewstep_slim_infer import GemFilter, LazyLLM, SlimInfer
 

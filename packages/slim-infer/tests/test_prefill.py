@@ -1,8 +1,7 @@
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
-
 from fewstep.testing import tiny
+from torch.utils.flop_counter import FlopCounterMode
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "smollm3"]
 P = 150

@@ -11,14 +11,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from .arena import Arena
-from .block_index import BlockIndex
 from .cache import SlimCache, Stage
 from .copier import Copier
 from .offload import offload
 from .options import blocks_kept
-from .revive import revive
-from .select import forced_blocks, rows_of, top_blocks, unit_means
+from .residency import choose_again, open_arena, remember
+from .select import forced_blocks, rows_of, top_blocks
 from .tokens import Tap, Tokens
 
 if TYPE_CHECKING:
@@ -127,7 +125,8 @@ class SlimDecoder:
             offload(cache, stages[0].layers, self._copier)
         if settings.decode_keep is not None:
             for segment, stage in enumerate(stages[1:]):
-                self._open_arena(stage, cache, prompts, segment)
+                layers = [cache.layers[i] for i in stage.layers]
+                open_arena(stage, layers, prompts, settings.decode_keep[segment], settings, self._copier)
         pruned = any(stage.tokens != prompts for stage in stages)
         return tokens.hidden[:, -1:] if pruned else tokens.hidden
 
@@ -144,20 +143,11 @@ class SlimDecoder:
             stage.blocks.append((number[own[:: settings.block]] // settings.block).tolist())
             if settings.decode_keep is not None:
                 choice = slice(None) if settings.revive == "recompute" else own
-                self._remember(stage, number[choice], keys[:, choice], tokens.hidden[r, pad:][choice])
+                remember(stage, settings, number[choice], keys[:, choice], tokens.hidden[r, pad:][choice])
         if any(row.numel() < length for row, length in zip(rows, tokens.lengths, strict=True)):
             tokens = tokens.take(rows)
         stage.valid, stage.tokens = tokens.valid, tokens.lengths
         return tokens, stage
-
-    def _remember(self, stage: Stage, number: Tensor, keys: Tensor, hidden: Tensor) -> None:
-        """Note the full blocks of one row that decoding may choose from."""
-        block, full = self.settings.block, number.numel() // self.settings.block
-        stage.candidates.append((number[: full * block : block] // block).tolist())
-        stage.units.append(unit_means(keys[:, : full * block], self.settings.unit))
-        if self.settings.revive == "recompute":
-            parts = hidden[: full * block].cpu().split(block)
-            stage.hidden = dict(zip(stage.candidates[-1], parts, strict=True))
 
     def select(self, query: Tensor, keys: Tensor, number: Tensor, prompt: int, segment: int) -> Int[Tensor, " k"]:
         """Blocks of one row that survive, numbered in its current sequence."""
@@ -179,38 +169,6 @@ class SlimDecoder:
         scores = unit_score(local, keys, block=settings.block, unit=settings.unit, score=settings.score)
         return top_blocks(scores, budget, forced.to(scores.device))
 
-    def _open_arena(self, stage: Stage, cache: SlimCache, prompts: list[int], segment: int) -> None:
-        """Leave only `decode_keep` of a segment's blocks where the model runs."""
-        settings, block = self.settings, self.settings.block
-        full = [own[: tokens // block] for own, tokens in zip(stage.blocks, stage.tokens, strict=True)]
-        ragged = [int(tokens % block > 0) for tokens in stage.tokens]  # a ragged tail stays, outside the slots
-        slots = [
-            blocks_kept(settings.decode_keep[segment], prompt, block, settings.sink_blocks + 1) - r
-            for prompt, r in zip(prompts, ragged, strict=True)
-        ]
-        if all(s >= len(own) for s, own in zip(slots, stage.candidates, strict=True)):
-            return
-        layers = [cache.layers[i] for i in stage.layers]
-        index = BlockIndex(
-            stage.candidates,
-            stage.units,
-            per_block=block // settings.unit,
-            score=settings.score,
-            sinks=settings.sink_blocks,
-            tails=[max(settings.tail_blocks - r, 0) for r in ragged],
-        )
-        stage.arena = Arena(
-            layers,
-            [layers[0].keys.shape[2] - tokens for tokens in stage.tokens],
-            blocks=full,
-            slots=slots,
-            block=block,
-            overlap=settings.overlap,
-            index=index,
-            copier=self._copier,
-        )
-        stage.valid = stage.arena.valid
-
     def _decode(self, hidden: Tensor, rope: Any, cache: SlimCache, kwargs: dict[str, Any]) -> Float[Tensor, "r n d"]:
         """New tokens over a slim cache; each segment with an arena chooses its blocks again."""
         new = hidden.shape[1]
@@ -222,21 +180,10 @@ class SlimDecoder:
                 tap = Tap() if boundary else None
                 self.attend(layer, tokens, mask, cache, tap, kwargs)
                 if tap is not None:
-                    self._choose_again(after, tap, cache)
+                    choose_again(self, after, tap, cache)
                 tokens.hidden = self.feed_forward(layer, tokens.hidden)
         cache.seen += new
         return tokens.hidden
-
-    def _choose_again(self, stage: Stage, tap: Tap, cache: SlimCache) -> None:
-        """Let every row of a segment with an arena ask for its blocks, with the mean of the last `window` queries."""
-        window = self.settings.window
-        queries = torch.cat([stage.recent, tap.query], dim=2)
-        for row, query in enumerate(queries[:, :, -window:].float().mean(2)):
-            blocks = stage.arena.choose(row, query)
-            if missing := stage.arena.missing(row, blocks):
-                revive(self, cache, stage, missing)
-            stage.arena.want(row, blocks)
-        stage.recent = queries[:, :, max(queries.shape[2] - window + 1, 0) :]
 
     def _warn_about_a_second_prompt(self, new: int, cache: SlimCache) -> None:
         pruned = any(stage.tokens != cache.stages[0].tokens for stage in cache.stages)

@@ -21,7 +21,7 @@ def spread(keep: Keep | tuple[Keep, ...], segments: int) -> tuple[Keep, ...]:
 
 def blocks_kept(keep: Keep, tokens: int, block: int, forced: int) -> int:
     """Block budget of a segment for a prompt of `tokens`; never fewer than the forced blocks and one that is chosen."""
-    if isinstance(keep, float) and keep >= 1.0:
-        return -(-tokens // block)
     budget = int(keep * tokens) if isinstance(keep, float) else keep
+    if budget >= tokens:
+        return -(-tokens // block)
     return max(budget // block, forced + 1)

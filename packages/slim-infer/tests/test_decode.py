@@ -1,0 +1,170 @@
+import threading
+
+import pytest
+import torch
+from fewstep.testing import tiny
+from fewstep_slim_infer.decoder import SlimDecoder
+from fewstep_slim_infer.method import install
+from transformers import TextIteratorStreamer
+
+P = 150
+
+
+def generate(model, ids, n=24, **options):
+    return model.generate(ids, max_new_tokens=n, do_sample=False, eos_token_id=None, **options)
+
+
+@torch.no_grad()
+def steps(model, ids, known):
+    """Logits of the prompt and of each known token after it, and the blocks that were active at each of these."""
+    out = model(ids, logits_to_keep=1)
+    cache, logits, active = out.past_key_values, [out.logits[:, -1]], []
+    for token in known:
+        out = model(torch.tensor([[token]]), past_key_values=cache, logits_to_keep=1)
+        logits.append(out.logits[:, -1])
+        active.append([sorted(s.arena.active[0]) if s.arena else None for s in cache.stages[1:]])
+    return torch.cat(logits), active
+
+
+@pytest.mark.parametrize("overlap", [0.9, 1.1])
+def test_fewer_blocks_while_decoding_equals_masking_all_others(model, slim, reference, tokens_of, overlap):
+    """The prompt's own rows attended to all survivors, so only the newest token's row sees the smaller active set."""
+    ids, known = tiny.prompt(P), tiny.prompt(20, seed=5)[0].tolist()
+    with slim(keep=0.6, decode_keep=0.4, overlap=overlap).apply(model) as applied:
+        logits, active = steps(model, ids, known)
+        assert applied.report.swaps > 0
+    whole = _with_all_survivors(model, slim(keep=0.6), ids, known, active, tokens_of)
+    torch.testing.assert_close(logits[1:], whole, rtol=0, atol=1e-9)
+
+
+@torch.no_grad()
+def _with_all_survivors(model, method, ids, known, active, tokens_of):
+    """Decode over a slim cache that keeps every survivor, masking those that were not active."""
+    logits = []
+    with method.apply(model):
+        cache = model(ids, logits_to_keep=1).past_key_values
+        for token, sets in zip(known, active, strict=True):
+            for stage, blocks in zip(cache.stages[1:], sets, strict=True):
+                kept = tokens_of(stage.blocks[0], 16, P)
+                seen = set(tokens_of(blocks, 16, P)) | set(range(P - P % 16, P))
+                stage.valid = torch.tensor([[t in seen for t in kept]])
+            out = model(torch.tensor([[token]]), past_key_values=cache, logits_to_keep=1)
+            logits.append(out.logits[:, -1])
+    return torch.cat(logits)
+
+
+def test_offloaded_layers_give_the_same_tokens_and_little_memory(slim):
+    model, ids = tiny.causal_lm(), tiny.prompt(P)
+    with slim(entry=(4,)).apply(model) as applied:
+        resident, before = generate(model, ids, 90), applied.report
+    with slim(entry=(4,), offload=True).apply(model) as applied:
+        assert torch.equal(generate(model, ids, 90), resident)
+        after = applied.report
+    assert after.host_bytes == before.kv_bytes - sum(before.layer_tokens[4:]) * 2 * 2 * 16 * 4
+    assert after.kv_bytes < before.kv_bytes and after.layer_tokens == before.layer_tokens
+
+
+class Forgetful(SlimDecoder):
+    """Drops block 3 at the first boundary, whatever its score."""
+
+    def select(self, query, keys, number, prompt, segment):
+        blocks = torch.arange(-(-number.numel() // 16))
+        return blocks[blocks != 3] if segment == 0 else blocks
+
+
+def test_a_revived_block_has_the_keys_it_would_have_had(model, slim):
+    """Everything before the first boundary is dense, and block 3 sees only blocks before it, so its keys are dense."""
+    ids = tiny.prompt(P)
+    dense = model(ids, use_cache=True).past_key_values
+    method = slim(entry=(2, 5), keep=1.0, decode_keep=1.0, overlap=1.1, revive="recompute")
+    with install(model, method, method.resolve(model.config), Forgetful):
+        cache = model(ids, use_cache=True).past_key_values
+        stage = cache.stages[1]
+        assert stage.arena.missing(0, [2, 3]) == [3]
+        stage.arena._slots = [9]
+        model(tiny.prompt(1, seed=3), past_key_values=cache)
+    assert stage.arena.missing(0, [2, 3]) == []
+    for i, layer in enumerate(stage.layers):
+        held, wanted = stage.arena._host[0][3][i], dense.layers[layer]
+        torch.testing.assert_close(held[0], wanted.keys[0, :, 48:64], rtol=0, atol=1e-12)
+        torch.testing.assert_close(held[1], wanted.values[0, :, 48:64], rtol=0, atol=1e-12)
+    assert 3 in cache.stages[2].hidden
+
+
+def test_revival_brings_dropped_blocks_back(slim):
+    model, ids = tiny.causal_lm(), tiny.prompt(P)
+    with slim(revive="recompute", overlap=1.1).apply(model) as applied:
+        generate(model, ids, 40)
+        report, stage = applied.report, applied.decoder.last.stages[1]
+    assert report.swaps > 0 and set(stage.arena._host[0]) > set(report.blocks[0][0][:-1])
+
+
+def test_a_second_long_prompt_warns_unless_blocks_can_be_revived(slim, recwarn):
+    model, ids = tiny.causal_lm(), tiny.prompt(P)
+    with slim().apply(model):
+        cache = model(ids, use_cache=True).past_key_values
+        model(tiny.prompt(4), past_key_values=cache)
+        assert not recwarn.list
+        with pytest.warns(UserWarning, match="more prompt tokens over a slim cache"):
+            model(tiny.prompt(9), past_key_values=cache)
+    with slim(revive="recompute").apply(model):
+        cache = model(ids, use_cache=True).past_key_values
+        recwarn.clear()
+        model(tiny.prompt(9), past_key_values=cache)
+        assert not recwarn.list
+
+
+def test_several_tokens_at_once_equal_one_by_one(model, slim):
+    ids, more = tiny.prompt(P), tiny.prompt(4, seed=2)
+    with slim().apply(model):
+        one_by_one, _ = steps(model, ids, more[0].tolist())
+        cache = model(ids, use_cache=True).past_key_values
+        together = model(more, past_key_values=cache).logits[0]
+        behind = model(torch.cat([ids, more], 1), logits_to_keep=5).logits[0]
+    torch.testing.assert_close(together, one_by_one[1:], rtol=0, atol=1e-9)
+    torch.testing.assert_close(behind, one_by_one, rtol=0, atol=1e-9)
+
+
+def test_guesses_are_verified_and_cropped(model, slim):
+    ids = tiny.prompt(50).repeat(1, 3)
+    with slim().apply(model):
+        assert torch.equal(generate(model, ids, prompt_lookup_num_tokens=3), generate(model, ids))
+
+
+def test_the_prompt_of_a_slim_cache_cannot_be_cropped(slim):
+    model = tiny.causal_lm()
+    with slim().apply(model):
+        cache = model(tiny.prompt(P), use_cache=True).past_key_values
+        model(tiny.prompt(2), past_key_values=cache)
+        cache.crop(-2)
+        assert cache.get_seq_length() == P
+        for bad in (-1, 5):
+            with pytest.raises(ValueError, match="only the 0 generated tokens"):
+                cache.crop(bad)
+
+
+def test_streaming(slim):
+    class Digits:
+        def decode(self, ids, **options):
+            return " ".join(map(str, list(ids))) + " "
+
+    model, ids = tiny.causal_lm(), tiny.prompt(P)
+    with slim().apply(model), torch.inference_mode():
+        whole = generate(model, ids, 12)[0, P:].tolist()
+        streamer = TextIteratorStreamer(Digits(), skip_prompt=True)
+        worker = threading.Thread(target=generate, args=(model, ids, 12), kwargs={"streamer": streamer})
+        worker.start()
+        said = "".join(streamer)
+        worker.join()
+    assert said.split() == [str(t) for t in whole]
+
+
+def test_paused_runs_the_dense_model(slim):
+    model, ids = tiny.causal_lm(), tiny.prompt(P)
+    dense = generate(model, ids)
+    with slim().apply(model) as applied:
+        pruned = generate(model, ids)
+        with applied.paused():
+            assert torch.equal(generate(model, ids), dense)
+        assert torch.equal(generate(model, ids), pruned)
+    assert not torch.equal(pruned, dense)

@@ -1,0 +1,63 @@
+import pytest
+import torch
+from fewstep.errors import UnsupportedModelError
+from fewstep.loaders import Loaded
+from fewstep.testing import tiny
+from fewstep_slim_infer import SlimInfer, texts
+from fewstep_slim_infer.tasks import Continuation, Needle
+
+
+def seeded():
+    return torch.Generator().manual_seed(3)
+
+
+def test_a_needle_prompt_has_the_length_and_holds_the_code(smollm2):
+    tokenizer = smollm2.processor
+    for n in range(4):
+        prompt, span, question, code = Needle(length=640, needles=4).prompt(tokenizer, n, seeded())
+        assert prompt.numel() == 640
+        assert code in tokenizer.decode(prompt[slice(*span)]) and tokenizer.decode(prompt).endswith(question)
+        assert tokenizer.decode(prompt).count(code) == 1
+        assert span[0] / 640 == pytest.approx(0.05 + 0.9 * (n + 0.5) / 4, abs=0.15)
+
+
+def test_the_same_seed_gives_the_same_text(smollm2):
+    one, two = (texts.window(smollm2.processor, "python-docs", 200, seeded()) for _ in range(2))
+    assert torch.equal(one, two) and one.numel() == 200
+
+
+def test_a_text_may_be_too_short_for_a_prompt(smollm2):
+    with pytest.raises(ValueError, match="take moby-dick"):
+        texts.window(smollm2.processor, "python-docs", 100_000, seeded())
+
+
+def test_retrieval_like_dense_in_less_memory(smollm2):
+    task = Needle(length=640, needles=2)
+    dense = task.run(smollm2, seeded())
+    with SlimInfer().apply(smollm2.model):
+        slim = task.run(smollm2, seeded())
+    assert dense.quality["accuracy"] == slim.quality["accuracy"] == 1.0
+    assert slim.counts["kv_bytes"] < 0.7 * dense.counts["kv_bytes"]
+
+
+def test_continuation_compares_step_by_step(smollm2):
+    task = Continuation(length=640, new_tokens=4)
+    dense = task.run(smollm2, seeded())
+    with SlimInfer(keep=1.0).apply(smollm2.model):
+        same = task.compare(task.run(smollm2, seeded()), dense)
+    with SlimInfer().apply(smollm2.model):
+        pruned = task.compare(task.run(smollm2, seeded()), dense)
+    assert same["kl"] == pytest.approx(0, abs=1e-6) and same["top1_agreement"] == 1.0
+    assert 0 < pruned["kl"] < 3
+    assert dense.evidence.shape == (4, 49152) and set(dense.seconds) == {"ttft", "decode"}
+
+
+@pytest.mark.parametrize("task", [Continuation(length=8192, new_tokens=2), Needle(length=8190)])
+def test_more_than_the_model_has_positions(smollm2, task):
+    with pytest.raises(ValueError, match="has 8192"):
+        task.run(smollm2, seeded())
+
+
+def test_a_model_without_a_tokenizer(smollm2):
+    with pytest.raises(UnsupportedModelError, match="no language model with a tokenizer"):
+        Needle().run(Loaded(model=tiny.causal_lm(), name="tiny"), seeded())
