@@ -46,6 +46,7 @@ def _with_all_survivors(model, method, ids, known, active, tokens_of):
         for token, sets in zip(known, active, strict=True):
             for stage, blocks in zip(cache.stages[1:], sets, strict=True):
                 kept = tokens_of(stage.blocks[0], 16, P)
+                blocks = stage.blocks[0] if blocks is None else blocks
                 seen = set(tokens_of(blocks, 16, P)) | set(range(P - P % 16, P))
                 stage.valid = torch.tensor([[t in seen for t in kept]])
             out = model(torch.tensor([[token]]), past_key_values=cache, logits_to_keep=1)

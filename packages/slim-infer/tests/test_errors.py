@@ -49,7 +49,6 @@ def test_bad_fields_of_the_peers():
         ("gpt_neox", {}),
         ("gpt2", {"n_layer": 2, "n_embd": 64, "n_head": 4}),
         ("mistral", {"sliding_window": 64}),
-        ("gemma2", {"sliding_window": 64}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

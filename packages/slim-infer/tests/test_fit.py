@@ -33,7 +33,7 @@ def test_a_probe_measures_every_layer_and_resumes(facts, tmp_path):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     first = _outcome(model, data, log)
     lines = log.read_text().splitlines()
-    assert len(lines) == 2 * 2  # two facts, each dense and without the fact before layer 3
+    assert len(lines) == 2 * 3  # two facts, each dense and without the fact before layers 3 and 5
     assert all(len(ranks) == 5 for ranks in json.loads(lines[0])["ranks"].values())
     log.write_text("\n".join(lines[:-1]) + '\n{"key": [1, 16')  # killed in the middle of a line
     assert _outcome(model, data, log) == first

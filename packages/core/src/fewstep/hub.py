@@ -46,9 +46,7 @@ def load(cls: type[Method], source: PathLike) -> Any:
     """Read a saved method; see `Method.from_pretrained`."""
     folder = Path(source)
     if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        folder = Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors"]))
+        folder = _download(str(source))
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         name, fields = config["method"], {k: _frozen(v) for k, v in config["fields"].items()}
@@ -68,6 +66,16 @@ def load(cls: type[Method], source: PathLike) -> Any:
     return dataclasses.replace(method, **{k: path for k, path in present.items() if path.exists()})
 
 
+def _download(repo_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(repo_id, allow_patterns=["*.json", "*.safetensors"]))
+    except (OSError, HFValidationError) as error:
+        raise BadFileError(f"{repo_id} is neither a folder nor a method on the hub that can be reached") from error
+
+
 def push(method: Method, repo_id: str, *, private: bool = False) -> str:
     """Upload a saved form of `method` to the hub and return its address."""
     with tempfile.TemporaryDirectory() as folder:
@@ -81,7 +89,7 @@ def push_folder(folder: PathLike, repo_id: str, *, private: bool = False) -> str
 
     api = HfApi()
     address = api.create_repo(repo_id, private=private, exist_ok=True)
-    api.upload_folder(repo_id=repo_id, folder_path=folder)
+    api.upload_folder(repo_id=repo_id, folder_path=str(folder))
     return str(address)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 from weakref import WeakKeyDictionary
 
@@ -39,9 +40,9 @@ class Applied(ExitStack):
         held = _occupied.setdefault(model, {})
         for seam in sorted(method.seams):
             if seam in held:
-                other = "already" if held[seam] == method.name else f"while {held[seam]} is"
+                again = "it already is" if held[seam] == method.name else f"{held[seam]} is"
                 raise SeamConflictError(
-                    f"{method.name} cannot be applied {other} applied to this {type(model).__name__}: "
+                    f"{method.name} cannot be applied to this {type(model).__name__} while {again} applied: "
                     f"both use its seam {seam!r}; call .remove() on what the first apply returned"
                 )
         for seam in method.seams:
@@ -58,6 +59,7 @@ class Applied(ExitStack):
         setattr(owner, name, value)
 
 
+@dataclass(frozen=True, kw_only=True)
 class Method(ABC):
     """A change to a model that makes it cheaper, as a value.
 

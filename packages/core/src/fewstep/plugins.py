@@ -69,7 +69,7 @@ def installed() -> Plugins:
     manager.add_hookspecs(hookspecs)
     plugins = Plugins(manager)
     only = os.environ.get("FEWSTEP_PLUGINS")
-    wanted = {"core", *only.split(",")} if only else None
+    wanted = {"core", *(name.strip() for name in only.split(","))} if only else None
     seen: dict[str, str] = {}
     for entry in sorted(entry_points(group=GROUP), key=lambda e: e.name):
         if wanted is not None and entry.name not in wanted:

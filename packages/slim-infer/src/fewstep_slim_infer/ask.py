@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from fewstep.errors import BadFileError
 from fewstep.loaders import Loaded
-from fewstep.method import Method
 from transformers import TextStreamer
 
 from .cache import Report
@@ -25,11 +24,11 @@ class TimedStreamer(TextStreamer):
 
     def __init__(self, tokenizer: Any) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self.first: float | None = None
+        self.first = 0.0
 
     def put(self, value: torch.Tensor) -> None:
         """Take the next tokens; the first call brings the prompt."""
-        if not self.next_tokens_are_prompt and self.first is None:
+        if not self.next_tokens_are_prompt and not self.first:
             self.first = time.perf_counter()
         super().put(value)
 
@@ -53,7 +52,7 @@ class Ask:
     output: Path | None = None
     """JSON file for answer, times and sizes."""
 
-    def __call__(self, loaded: Loaded, method: Method) -> None:
+    def __call__(self, loaded: Loaded, method: Any) -> None:
         """Stream the answer, then print what it cost."""
         if self.output is not None:
             self.output.touch()  # fails now rather than after the answer

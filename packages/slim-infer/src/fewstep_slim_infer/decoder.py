@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from fewstep.kernels.unit_score import unit_score
@@ -19,9 +19,6 @@ from .residency import choose_again, open_arena, remember
 from .select import forced_blocks, rows_of, top_blocks
 from .tokens import Tap, Tokens
 
-if TYPE_CHECKING:
-    from .method import SlimInfer
-
 
 class SlimDecoder:
     """Stands in for the ``forward`` of a decoder (``model.model``) and calls the stock layers' own parts.
@@ -32,7 +29,7 @@ class SlimDecoder:
         copier: moves blocks while decoding.
     """
 
-    def __init__(self, decoder: nn.Module, settings: SlimInfer, copier: Copier) -> None:
+    def __init__(self, decoder: Any, settings: Any, copier: Copier) -> None:
         self._decoder, self.settings, self._copier = decoder, settings, copier
         self._stock = decoder.forward
         self.layers = decoder.layers

@@ -154,10 +154,11 @@ def _measure(model: Any, fact: Fact, layer: int | None, block: int, decode: Call
     entry = tuple(range(1, model.config.num_hidden_layers)) if layer is None else (layer,)
     settings = SlimInfer(entry=entry, keep=1.0, block=block, score="dot").resolve(model.config)
     with install(model, settings, settings, Ranks if layer is None else Drops) as applied:
-        applied.decoder.fact, applied.decoder.found = fact, {}
+        probe: Any = applied.decoder
+        probe.fact, probe.found = fact, {}
         logits, cache, _ = prefill(model, fact.prompt[None].to(model.device))
         answer = decode(greedy(model, logits, cache, 5))
-        return {"right": fact.code in answer.replace(" ", ""), "ranks": applied.decoder.found}
+        return {"right": fact.code in answer.replace(" ", ""), "ranks": probe.found}
 
 
 def propose(dense: list[dict], dropped: dict[tuple, dict], layers: int, block: int) -> SlimInfer:

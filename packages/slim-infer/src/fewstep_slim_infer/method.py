@@ -169,7 +169,7 @@ class SlimInfer(Method):
             ValueError: an entry layer is beyond the model's last one.
         """
         missing = [f for f in ("entry", "keep", "block", "score") if getattr(self, f) is None]
-        found = self
+        found: Any = self
         if missing:
             preset = preset_for(config)
             found = replace(self, **{f: getattr(preset, f) for f in missing})
@@ -208,7 +208,7 @@ def check_model(model: Any) -> Any:
     Raises:
         UnsupportedModelError: not a causal LM of stock Llama-like layers with full attention.
     """
-    decoder = getattr(model, "model", None)
+    decoder: Any = getattr(model, "model", None)
     kind = type(model).__name__
     if not isinstance(model, PreTrainedModel) or any(not hasattr(decoder, part) for part in _DECODER_PARTS):
         raise UnsupportedModelError(f"{kind} is no causal LM that SlimInfer knows; supported: {SUPPORTED}")

@@ -16,19 +16,19 @@ class Ring:
     def __init__(self, copier: Copier, device: torch.device) -> None:
         self.layers: list[StreamedLayer] = []
         self._copier, self._device = copier, device
-        self._buffers: list[tuple[Tensor, ...] | None] = [None, None]
+        self._buffers: list[tuple[Tensor, ...]] = [(), ()]
         self._coming: tuple[int, Wait] | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes of the device buffers."""
-        return sum(part.numel() * part.element_size() for pair in self._buffers if pair for part in pair)
+        return sum(part.numel() * part.element_size() for pair in self._buffers for part in pair)
 
     def prefetch(self, turn: int) -> None:
         """Start copying the layer whose turn comes next."""
         layer = self.layers[turn % len(self.layers)]
         side, host = layer.turn % 2, layer.host
-        if self._buffers[side] is None or self._buffers[side][0].shape != host[0].shape:
+        if not self._buffers[side] or self._buffers[side][0].shape != host[0].shape:
             self._buffers[side] = tuple(torch.empty_like(part, device=self._device) for part in host)
         length, buffers = layer.keys.shape[2], self._buffers[side]
 
@@ -43,8 +43,7 @@ class Ring:
         if self._coming is None or self._coming[0] != turn:
             self.cancel()
             self.prefetch(turn)
-        self._coming[1]()
-        self._coming = None
+        self.cancel()  # waits
         return self._buffers[turn % 2]
 
     def cancel(self) -> None:

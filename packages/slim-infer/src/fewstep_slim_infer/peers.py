@@ -9,7 +9,7 @@ import torch
 from fewstep.attention import wrap_attention
 from fewstep.kernels.unit_score import unit_score
 from fewstep.method import Applied, Method
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .method import SlimApplied, SlimInfer, check_model, install
@@ -98,7 +98,7 @@ class GemFilter(Method):
 class GemDecoder:
     """Stands in for the ``forward`` of a decoder."""
 
-    def __init__(self, decoder: nn.Module, layer: int, keep: Keep) -> None:
+    def __init__(self, decoder: Any, layer: int, keep: Keep) -> None:
         self._decoder, self._stock, self._layer, self._keep = decoder, decoder.forward, layer, keep
 
     def __call__(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
@@ -19,12 +19,11 @@ from .tokens import Tap
 
 if TYPE_CHECKING:
     from .decoder import SlimDecoder
-    from .method import SlimInfer
 
 
 def remember(
     stage: Stage,
-    settings: SlimInfer,
+    settings: Any,
     number: Int[Tensor, " n"],
     keys: Float[Tensor, "g n d"],
     hidden: Float[Tensor, "n width"],
@@ -39,7 +38,7 @@ def remember(
 
 
 def open_arena(
-    stage: Stage, layers: list[GrowingLayer], prompts: list[int], keep: Keep, settings: SlimInfer, copier: Copier
+    stage: Stage, layers: list[GrowingLayer], prompts: list[int], keep: Keep, settings: Any, copier: Copier
 ) -> None:
     """Leave only a budget of `keep` of a segment's blocks where the model runs; nothing to do where that is all."""
     block = settings.block
@@ -49,7 +48,7 @@ def open_arena(
         blocks_kept(keep, prompt, block, settings.sink_blocks + 1) - r
         for prompt, r in zip(prompts, ragged, strict=True)
     ]
-    if all(s >= len(own) for s, own in zip(slots, stage.candidates, strict=True)):
+    if stage.candidates == full and all(s >= len(own) for s, own in zip(slots, full, strict=True)):
         return
     index = BlockIndex(
         stage.candidates,
@@ -72,7 +71,7 @@ def open_arena(
     stage.valid = stage.arena.valid
 
 
-def choose_again(decoder: SlimDecoder, stage: Stage, tap: Tap, cache: SlimCache) -> None:
+def choose_again(decoder: SlimDecoder, stage: Any, tap: Tap, cache: SlimCache) -> None:
     """Let every row of a segment with an arena ask for its blocks, with the mean of the last `window` queries."""
     window = decoder.settings.window
     queries = torch.cat([stage.recent, tap.query], dim=2)

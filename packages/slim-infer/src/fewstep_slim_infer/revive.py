@@ -31,7 +31,7 @@ class Beside:
         return torch.cat([held.keys, keys], dim=2), torch.cat([held.values, values], dim=2)
 
 
-def revive(decoder: SlimDecoder, cache: SlimCache, stage: Stage, blocks: list[int]) -> None:
+def revive(decoder: SlimDecoder, cache: Any, stage: Any, blocks: list[int]) -> None:
     """Compute keys and values of `blocks` in the layers of `stage`, each token seeing earlier active ones.
 
     The blocks become known to the stage's arena and candidates of the next stage. One row only.
@@ -41,8 +41,8 @@ def revive(decoder: SlimDecoder, cache: SlimCache, stage: Stage, blocks: list[in
     number = (torch.tensor(blocks)[:, None] * block + torch.arange(block)).flatten()
     device = cache.layers[0].device
     hidden = torch.cat([stage.hidden[b] for b in blocks])[None].to(device)
-    rope = tuple(part[:, number.to(device)] for part in cache.rope)
-    tokens = Tokens(decoder.feed_forward(stage.layers[0] - 1, hidden), rope, number[None])
+    cos, sin = (part[:, number.to(device)] for part in cache.rope)
+    tokens = Tokens(decoder.feed_forward(stage.layers[0] - 1, hidden), (cos, sin), number[None])
     # the prompt's tail is always active, and everything generated is later than any block
     first_tail = cache.prompt - cache.prompt % block
     seen = arena.numbers(0, first_tail)

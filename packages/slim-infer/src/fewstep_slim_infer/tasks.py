@@ -64,7 +64,7 @@ class Continuation:
 
     def compare(self, outcome: Outcome, baseline: Outcome) -> dict[str, float]:
         """KL(dense || method) in nats and top-1 agreement, mean over positions; loss above dense's."""
-        dense, other = baseline.evidence, outcome.evidence
+        dense, other = (o.evidence for o in (baseline, outcome) if o.evidence is not None)
         return {
             "kl": (dense.exp() * (dense - other)).sum(-1).mean().item(),
             "top1_agreement": (dense.argmax(-1) == other.argmax(-1)).float().mean().item(),

@@ -42,8 +42,12 @@ def read(name: Text) -> str:
         return "\n\n".join(topics[key] for key in sorted(topics))
     wanted = re.compile(_MEMBERS[name])
     with tarfile.open(DATASETS.path()) as archive:
-        parts = {m.name: archive.extractfile(m).read().decode() for m in archive if wanted.fullmatch(m.name)}
-    ordered = [parts[key] for key in sorted(parts, key=lambda key: (int(re.search(r"\d+", key).group()), key))]
+        parts = {
+            m.name: file.read().decode()
+            for m in archive
+            if wanted.fullmatch(m.name) and (file := archive.extractfile(m))
+        }
+    ordered = [parts[key] for key in sorted(parts, key=lambda key: (int(re.findall(r"\d+", key)[0]), key))]
     if name == "moby-dick":
         ordered = [json.loads(part)["text"] for part in ordered]
     return "\n\n".join(ordered)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 class Tap:
     """Takes the rotated queries and keys out of one layer's attention."""
 
-    query: Float[Tensor, "r h n d"] | None = None
-    keys: Float[Tensor, "r g n d"] | None = None
+    query: Float[Tensor, "r h n d"] = field(init=False)
+    keys: Float[Tensor, "r g n d"] = field(init=False)
 
 
 def tapped(attention: Any) -> Any:

@@ -117,13 +117,13 @@ def difference(kernel: Kernel, function: Callable, case: Case) -> float:
 def nan_filled() -> Iterator[None]:
     """Let ``torch.empty`` return NaN inside, so that an output element that nobody writes is seen."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
+    fill = torch.utils.deterministic.fill_uninitialized_memory  # pyrefly: ignore[missing-attribute]
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.utils.deterministic.fill_uninitialized_memory = True  # pyrefly: ignore[missing-attribute]
     try:
         yield
     finally:
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        torch.utils.deterministic.fill_uninitialized_memory = fill  # pyrefly: ignore[missing-attribute]
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
