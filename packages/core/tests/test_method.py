@@ -121,7 +121,7 @@ def test_applied_twice_names_the_method_and_keeps_the_first():
 def test_two_methods_on_one_seam_are_an_error_that_names_both_and_the_seam():
     box = Box()
     with Toy().apply(box):
-        with pytest.raises(SeamConflictError, match=r"rival.*toy.*Box.*'b'"):
+        with pytest.raises(SeamConflictError, match=r"rival.*Box.*toy.*'b'"):
             Rival().apply(box)
         with pytest.raises(SeamConflictError):  # the refused one holds no seam: not even its free one
             Rival().apply(box)
