@@ -48,7 +48,7 @@ def refused(run: subprocess.CompletedProcess, *parts: str) -> None:
         ((*BENCH, "--dtype", "int3"), ("'int3'", "float32")),
         ((*BENCH, "--device", "gpu"), ("--device gpu",)),
         ((*BENCH, "--vs", "skip"), ("skip again",)),
-        ((*BENCH, "--method-from", "nowhere"), ("nowhere is no folder with a saved method",)),
+        ((*BENCH, "--method-from", "nowhere"), ("nowhere is neither a folder nor a method on the hub",)),
         (("run", "liar", "--model", "toy-net"), ("liar has nothing to run",)),
         (("fit", "liar", "--model", "toy-net", "--out", "o"), ("liar has nothing to fit", "skip")),
         (("show", "tyo-net"), ("did you mean toy-net",)),

@@ -96,15 +96,9 @@ def chosen_method(card: Card, options: MethodModelOptions, parsed: Any) -> Metho
     Raises:
         FewstepError: nothing is saved there, or another method.
     """
-    if (source := options.method_from) is None:
+    if options.method_from is None:
         return parsed
-    try:
-        return card.load().from_pretrained(source)
-    except FewstepError:
-        raise
-    except Exception as error:  # the hub client raises many kinds; the user needs one sentence
-        reason = str(error).partition("\n")[0]
-        raise FewstepError(f"{source} is no folder with a saved method, nor one on the hub: {reason}") from error
+    return card.load().from_pretrained(options.method_from)
 
 
 def quiet() -> None:
