@@ -117,6 +117,8 @@ def test_the_variable_chooses_plug_ins_and_core_stays(tmp_path: Path):
         install(tmp_path, name)
     assert python(NAMES, tmp_path, only="toy-one,toy-three") == "toy-one toy-three"
     assert {"toy-one", "toy-two", "toy-three"} <= set(python(NAMES, tmp_path, only="").split())
+    error = python(NAMES, tmp_path, only="toy-one,toy-fuor")
+    assert "FEWSTEP_PLUGINS names toy-fuor" in error and "toy-two" in error
     kernels = "from fewstep import plugins; print(*plugins.kernels())"
     assert "unit-score" in python(kernels, tmp_path, only="toy-one").split()
 

@@ -271,10 +271,11 @@ def test_no_rows_is_one_sentence_with_the_folder_and_the_command(tmp_path):
 def test_damaged_rows_and_dates_are_named(source):
     with pytest.raises(BadFileError, match="ISO 8601"):
         compare([row("dense", "ttft", 1.0, "s", date="yesterday")])
-    with open(source / "needle.jsonl", "a", encoding="utf-8") as file:
-        file.write('{"task": "nee')
-    with pytest.raises(BadFileError, match=r"needle\.jsonl:12"):
-        load(source)
+    whole = (source / "needle.jsonl").read_text()
+    for damaged in ('{"task": "nee', '{"value": "fast"}', "3"):
+        (source / "needle.jsonl").write_text(whole + damaged)
+        with pytest.raises(BadFileError, match=r"needle\.jsonl:12"):
+            load(source)
 
 
 def test_an_output_that_cannot_be_written_is_an_oserror(source, tmp_path):

@@ -61,6 +61,7 @@ def test_a_killed_first_run_and_a_truncated_copy_are_repaired(cache: Path, loade
     assert model.config.max_position_embeddings == 8192
     assert loaded.name == NAME and loaded.weights == "pretrained" and not model.training
     assert (cache / FOLDER / "model.safetensors").stat().st_size > 400_000_000
+    assert {entry.name for entry in cache.iterdir()} == {FOLDER, f".{FOLDER}.lock"}
 
 
 def test_it_is_plain_float32_that_can_be_edited(loaded: Loaded):
@@ -106,7 +107,7 @@ def shadowed(tmp_path: Path, content: bytes | None) -> str:
         "HF_HUB_OFFLINE": "1",
     }
     run = subprocess.run([sys.executable, "-c", LOAD], env=env, capture_output=True, text=True)
-    assert run.returncode == 1 and not list((tmp_path).glob("cache/*"))
+    assert run.returncode == 1 and not list(tmp_path.glob("cache/[!.]*"))
     return run.stderr.strip().splitlines()[-1]
 
 

@@ -71,7 +71,11 @@ def installed() -> Plugins:
     only = os.environ.get("FEWSTEP_PLUGINS")
     wanted = {"core", *(name.strip() for name in only.split(","))} if only else None
     seen: dict[str, str] = {}
-    for entry in sorted(entry_points(group=GROUP), key=lambda e: e.name):
+    entries = sorted(entry_points(group=GROUP), key=lambda e: e.name)
+    if unknown := (wanted or set()) - {entry.name for entry in entries}:
+        known = ", ".join(dict.fromkeys(entry.name for entry in entries))
+        raise FewstepError(f"FEWSTEP_PLUGINS names {', '.join(sorted(unknown))}; installed plug-ins: {known}")
+    for entry in entries:
         if wanted is not None and entry.name not in wanted:
             continue
         origin = entry.dist.name if entry.dist else entry.value

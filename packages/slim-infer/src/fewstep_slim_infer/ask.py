@@ -52,10 +52,15 @@ class Ask:
     output: Path | None = None
     """JSON file for answer, times and sizes."""
 
+    def __post_init__(self) -> None:
+        # what cannot be read or written is said before a model loads, not after the answer
+        if self.prompt_file != "-":
+            self._document()
+        if self.output is not None:
+            self.output.touch()
+
     def __call__(self, loaded: Loaded, method: Any) -> None:
         """Stream the answer, then print what it cost."""
-        if self.output is not None:
-            self.output.touch()  # fails now rather than after the answer
         ids, span = self.tokens(loaded)
         check_length(loaded, ids.shape[1], self.max_new_tokens)
         if "query_span" in {f.name for f in dataclasses.fields(method)} and method.query_span is None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 from fewstep.assets import Asset, cache_folder
 from fewstep.errors import AssetMissing, BadFileError
 from fewstep.loaders import Loaded, from_folder
+from filelock import FileLock
 
 NAME = "smollm2-135m"
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -53,13 +53,12 @@ def cached() -> Path:
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{NAME}-", dir=folder.parent, ignore_cleanup_errors=True) as part:
-        _dequantise(GGUF.verify(), Path(part) / "model")
-        try:
-            os.rename(Path(part) / "model", folder)
-        except OSError:  # another process was faster: its copy is the same
-            if not folder.is_dir():
-                raise
+    part = folder.with_name(f".{folder.name}.part")
+    with FileLock(part.with_suffix(".lock")):  # a killed process lets go of it
+        if not folder.is_dir():  # else another process was faster
+            shutil.rmtree(part, ignore_errors=True)
+            _dequantise(GGUF.verify(), part)
+            os.rename(part, folder)
     return folder
 
 

@@ -80,6 +80,8 @@ def read(source: Path) -> list[Row]:
                 fields = json.loads(line)
                 if fields.get("spread"):
                     fields["spread"] = tuple(fields["spread"])
+                if not isinstance(fields.get("value"), int | float):
+                    raise ValueError("its value is no number")
                 rows.append(Row(**fields))
             except (ValueError, TypeError, AttributeError) as error:
                 raise BadFileError(f"{file}:{number} is not a row: {error}") from error
