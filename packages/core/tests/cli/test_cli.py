@@ -90,6 +90,16 @@ def test_bench_measures_shows_and_records(fewstep, tmp_path):
     assert report.returncode == 0 and "| skip keep=0.25 |" in report.stdout
 
 
+def test_bench_measures_more_settings_in_the_same_run(fewstep, tmp_path):
+    also = ("--also", "keep=0.25 order=0,2,3", "keep=0.75")
+    run = fewstep("bench", "skip", "--model", "toy-net", "--task.length", "8", "--repeats", "1", *also)
+    assert run.returncode == 0, run.stderr
+    rows = [json.loads(line) for line in (tmp_path / "results/walk.jsonl").read_text().splitlines()]
+    configs = [row["config"] for row in rows if row["metric"] == "forward_speedup"]
+    assert configs == [{}, {"keep": 0.25, "order": [0, 2, 3]}, {"keep": 0.75}]
+    assert len({row["run"] for row in rows}) == 1
+
+
 def test_flags_are_the_fields_and_a_clash_gets_a_prefix(fewstep):
     shown = fewstep("bench", "skip", "--help")
     assert shown.returncode == 0 and shown.stderr == ""

@@ -31,6 +31,8 @@ class BenchOptions(MethodModelOptions):
     """A name from `fewstep list`; default: the first task of the method's own package, or the only one."""
     vs: str = ""
     """Other methods to measure in the same run, with their default settings: a,b. The unchanged model always is."""
+    also: tuple[str, ...] = ()
+    """More settings of the method to measure in the same run, each in quotes: "entry=18,21,28 window=1"."""
     repeats: int = 3
     """Pairs of runs, each with inputs of its own."""
     seed: int = 0
@@ -56,7 +58,8 @@ def bench(words: list[str]) -> int:
         command=command,
     )
     settings.prepare()
-    arms = _labelled([chosen_method(card, options, method), *_others(options.vs)])
+    more = [_setting(card, setting) for setting in options.also]
+    arms = _labelled([chosen_method(card, options, method), *more, *_others(options.vs)])
     from ..bench.run import bench as measure
 
     loaded = options.load()
@@ -79,6 +82,14 @@ def _task_card(method: Card, name: str | None) -> Card:
     return (own or list(cards.values()))[0]
 
 
+def _setting(card: Card, setting: str) -> Method:
+    words = []
+    for part in setting.split():
+        name, _, value = part.partition("=")
+        words += [f"--{name}", *value.split(",")]
+    return parse("--also", card.summary, words, [method_group(card, words)])[0]
+
+
 def _others(names: str) -> list[Method]:
     cards = plugins.methods()
     wanted = [name.strip() for name in names.split(",")]
@@ -92,7 +103,7 @@ def _labelled(methods: Sequence[Method]) -> dict[str, Method]:
     for method in methods:
         label = method.name if names.count(method.name) == 1 else f"{method.name} {compact(config(method))}".strip()
         if label in arms:
-            raise FewstepError(f"--vs names {label} again: two arms would measure the same")
+            raise FewstepError(f"{label} is named again: two arms would measure the same")
         arms[label] = method
     return arms
 
