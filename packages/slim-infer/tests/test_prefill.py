@@ -1,11 +1,25 @@
 import pytest
 import torch
 from fewstep.testing import tiny
+from fewstep_slim_infer.flops import prefill_flops
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaConfig, Qwen2Config
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "smollm3"]
 P = 150
+LLAMA_8B = LlamaConfig(
+    num_hidden_layers=32, hidden_size=4096, intermediate_size=14336, num_attention_heads=32, num_key_value_heads=8,
+    vocab_size=128256,
+)  # fmt: skip
+QWEN_7B = Qwen2Config(
+    num_hidden_layers=28, hidden_size=3584, intermediate_size=18944, num_attention_heads=28, num_key_value_heads=4,
+    vocab_size=152064,
+)  # fmt: skip
+SMOLLM2 = LlamaConfig(
+    num_hidden_layers=30, hidden_size=576, intermediate_size=1536, num_attention_heads=9, num_key_value_heads=3,
+    vocab_size=49152,
+)  # fmt: skip
 
 
 def generate(model, ids, n=32, **options):
@@ -89,20 +103,34 @@ def test_tokens_and_bytes_cached_by_each_layer(prompt, model, slim):
 
 
 def test_measured_flops_follow_the_formula(slim):
-    model, ids, lin = tiny.causal_lm(), tiny.prompt(160), 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128)
-
-    def formula(tokens):
-        layers = sum(lin * t + 4 * t * t * 64 for t in tokens)
-        early = sum(2 * 3 * 64 * 128 * (a - b) for a, b in zip(tokens, tokens[1:], strict=False))
-        return layers - early + 2 * 64 * 97
-
+    model, ids = tiny.causal_lm(), tiny.prompt(160)
     # the counter knows the plain formulation of attention, which computes the masked half too
     with slim(keep=(80, 48)).apply(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as slim_count:
         model(ids, logits_to_keep=1)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as dense_count:
         model(ids, logits_to_keep=1)
-    assert dense_count.get_total_flops() == pytest.approx(formula([160] * 6), rel=0.01)
-    assert slim_count.get_total_flops() == pytest.approx(formula([160, 160, 80, 80, 48, 48]), rel=0.01)
+    for count, tokens in ((dense_count, [160] * 6), (slim_count, [160, 160, 80, 80, 48, 48])):
+        expected = prefill_flops(model.config, tokens, causal=False)
+        assert count.get_total_flops() == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("config", "entry", "keep", "prompt", "expected"),
+    [
+        (LLAMA_8B, (10, 20, 30), (8192, 4096, 2048), 8192, 1.30),
+        (LLAMA_8B, (10, 20, 30), (8192, 4096, 2048), 32768, 2.62),
+        (QWEN_7B, (9, 18, 26), (12288, 6144, 4096), 32768, 2.25),
+        (SMOLLM2, (15, 21, 28), (1024, 512, 256), 4096, 1.84),
+        (SMOLLM2, (15, 21, 28), (2048, 1024, 512), 8192, 1.87),
+        (SMOLLM2, (10, 19, 28), (2048, 1024, 512), 8192, 2.59),
+    ],
+)
+def test_the_speed_up_that_the_flops_allow(config, entry, keep, prompt, expected):
+    """The table of attainable speed-ups, pruned before the feed-forward."""
+    layers = config.num_hidden_layers
+    kept = [min([prompt, *(k for e, k in zip(entry, keep, strict=True) if layer >= e)]) for layer in range(layers)]
+    ratio = prefill_flops(config, [prompt] * layers) / prefill_flops(config, kept)
+    assert ratio == pytest.approx(expected, abs=0.006)
 
 
 def test_query_span_asks_instead_of_the_end(model, slim):

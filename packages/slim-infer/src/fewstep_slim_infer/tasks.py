@@ -16,7 +16,8 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
 from . import texts
-from .cache import GrowingLayer
+from .cache import GrowingLayer, SlimCache
+from .flops import prefill_flops
 
 NAMES = ("Maria", "Peter", "Anna", "James", "Laura", "David", "Helen", "Simon", "Clara", "Oscar", "Julia", "Henry")
 
@@ -48,6 +49,7 @@ class Continuation:
         ids = ids[None].to(loaded.model.device)
         prompt, rest = ids[:, : self.length], ids[:, self.length :]
         logits, cache, ttft = prefill(loaded.model, prompt)
+        flops = prefill_cost(loaded.model.config, cache, self.length)
         steps, decode = decode_known(loaded.model, rest, cache)
         log_probs = torch.cat([logits, *steps]).float().log_softmax(-1).cpu()
         nll = -log_probs.gather(1, rest[0].cpu()[:, None]).mean().item()
@@ -57,15 +59,23 @@ class Continuation:
         return Outcome(
             seconds={"ttft": ttft, **decode_seconds},
             quality={"nll": nll},
-            counts=kv_counts(cache),
+            counts=kv_counts(cache) | flops,
             evidence=log_probs,
             samples=(Sample(title=f"... {tokenizer.decode(prompt[0, -60:])}", text=said),),
         )
 
     def compare(self, outcome: Outcome, baseline: Outcome) -> dict[str, float]:
-        """KL(dense || method) in nats and top-1 agreement, mean over positions; loss above dense's."""
+        """KL(dense || method) in nats and top-1 agreement, mean over positions; loss above dense's.
+
+        And the speed-up of the prefill that its FLOPs allow, with the share of it that was reached.
+        """
         dense, other = (o.evidence for o in (baseline, outcome) if o.evidence is not None)
-        return {
+        allowed = {}
+        if "prefill_tflop" in outcome.counts:
+            ratio = baseline.counts["prefill_tflop"] / outcome.counts["prefill_tflop"]
+            reached = baseline.seconds["ttft"] / outcome.seconds["ttft"] / ratio
+            allowed = {"flop_ratio": ratio, "share_of_flop_ratio": reached}
+        return allowed | {
             "kl": (dense.exp() * (dense - other)).sum(-1).mean().item(),
             "top1_agreement": (dense.argmax(-1) == other.argmax(-1)).float().mean().item(),
             "nll_gap": outcome.quality["nll"] - baseline.quality["nll"],
@@ -189,6 +199,17 @@ def greedy(model: Any, logits: Float[Tensor, "1 v"], cache: Cache, tokens: int) 
         logits = model(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
         said.append(int(logits.argmax()))
     return said
+
+
+def prefill_cost(config: Any, cache: Cache, length: int) -> dict[str, float]:
+    """Operations of a prompt of `length` tokens just read, in 10^12; nothing for a method that computes beside it."""
+    if isinstance(cache, SlimCache):
+        tokens = [stage.tokens[0] for stage in cache.stages for _ in stage.layers]
+    elif cache.get_seq_length() == length:
+        tokens = [length] * config.num_hidden_layers
+    else:
+        return {}
+    return {"prefill_tflop": prefill_flops(config, tokens) / 1e12}
 
 
 def kv_counts(cache: Cache) -> dict[str, float]:

@@ -32,7 +32,7 @@ class BenchOptions(MethodModelOptions):
     vs: str = ""
     """Other methods to measure in the same run, with their default settings: a,b. The unchanged model always is."""
     also: tuple[str, ...] = ()
-    """More settings of the method to measure in the same run, each in quotes: "entry=18,21,28 window=1"."""
+    """More settings of the method to measure in the same run, each in quotes: "entry=18,21,28 offload"."""
     repeats: int = 3
     """Pairs of runs, each with inputs of its own."""
     seed: int = 0
@@ -86,7 +86,7 @@ def _setting(card: Card, setting: str) -> Method:
     words = []
     for part in setting.split():
         name, _, value = part.partition("=")
-        words += [f"--{name}", *value.split(",")]
+        words += [f"--{name}", *(value.split(",") if value else [])]
     return parse("--also", card.summary, words, [method_group(card, words)])[0]
 
 
