@@ -37,7 +37,9 @@ def filled(layers, tokens, rows=1):
 
 def arena(layers, slots, overlap=0.9, copier=None, tail=3):
     blocks = [list(range((layers[0].keys.shape[2] - tail) // B))]
-    index = BlockIndex(blocks, [torch.randn(HEADS, len(blocks[0]), DIM)], per_block=1, score="dot", sinks=1, tails=[0])
+    index = BlockIndex(
+        blocks, [torch.randn(HEADS, len(blocks[0]), DIM)], per_block=1, score="dot", carry=0, sinks=1, tails=[0]
+    )
     return Arena(
         layers,
         [0],

@@ -5,12 +5,13 @@ import pytest
 import torch
 from fewstep.kernels.unit_score import unit_score
 from fewstep_slim_infer import SlimInfer
+from fewstep_slim_infer.block_index import BlockIndex
 from fewstep_slim_infer.options import blocks_kept, spread
-from fewstep_slim_infer.select import forced_blocks, rows_of, top_blocks
+from fewstep_slim_infer.select import block_scores, forced_blocks, rows_of, top_blocks, unit_means
 from transformers import LlamaConfig, Qwen2Config
 
 
-def slow_selection(query, keys, block, unit, budget, sinks, tails, window, score):
+def slow_selection(query, keys, numbers, block, unit, budget, sinks, tails, window, score, carry):
     """The card's sections 2.2 and 2.3 as loops over Python numbers."""
     heads, kv_heads, tokens = query.shape[0], keys.shape[0], keys.shape[1]
     starts = list(range(0, tokens, unit))
@@ -25,7 +26,12 @@ def slow_selection(query, keys, block, unit, budget, sinks, tails, window, score
         products = (products / math.sqrt(query.shape[1])).softmax(-1)
     per_unit = products.mean(0).tolist()
     blocks = math.ceil(tokens / block)
-    r = [max(per_unit[j * block // unit : (j + 1) * block // unit]) for j in range(blocks)]
+    r = []
+    for j in range(blocks):
+        first = j * block // unit
+        if j and numbers[j] == numbers[j - 1] + 1:
+            first -= carry
+        r.append(max(per_unit[first : (j + 1) * block // unit]))
     must = {j for j in range(blocks) if j < sinks or j >= blocks - tails or (j + 1) * block > tokens - window}
     rest = sorted(set(range(blocks)) - must, key=lambda j: (-r[j], j))
     return sorted([*must, *rest[: max(budget - len(must), 0)]]) if blocks > budget else list(range(blocks))
@@ -46,15 +52,31 @@ def test_selection_equals_loops(ratio, score):
         sinks, tails = draw.randint(0, 2), draw.randint(1, 2)
         forced = forced_blocks(tokens, block, sinks=sinks, tails=tails, window=window)
         budget = max(draw.randint(1, 12), int(forced.sum()))
-        scores = unit_score(query, keys, block=block, unit=unit, score=score, backend="naive")
+        carry = draw.randint(0, block // unit)
+        left = sorted(draw.sample(range(200), math.ceil(tokens / block)))
+        numbers = torch.tensor(left if case % 2 else range(len(left)))
+        scores = block_scores(query, keys, numbers, block=block, unit=unit, score=score, carry=carry)
         # the loops add in another order; rounding makes exact ties equal again in both
         found = top_blocks(scores.mul(1e4).round(), budget, forced).tolist()
         assert len(found) == min(budget, scores.numel()) and found == sorted(found)
-        wanted = slow_selection(query, keys, block, unit, budget, sinks, tails, window, score)
+        wanted = slow_selection(query, keys, numbers.tolist(), block, unit, budget, sinks, tails, window, score, carry)
         if case % 3:
             assert found == wanted
         else:
             assert set(forced.nonzero().flatten().tolist()) <= set(found)
+
+
+@pytest.mark.parametrize("carry", [0, 1, 2])
+def test_decoding_chooses_from_unit_means_what_the_prefill_chooses_from_keys(carry):
+    generator = torch.Generator().manual_seed(carry)
+    numbers = torch.tensor([0, 1, 2, 5, 6, 9])
+    query, keys = torch.randn(4, 8, generator=generator), torch.randn(2, 6 * 16, 8, generator=generator)
+    index = BlockIndex(
+        [numbers.tolist()], [unit_means(keys, 4)], per_block=4, score="dot", carry=carry, sinks=1, tails=[1]
+    )
+    scores = block_scores(query, keys, numbers, block=16, unit=4, score="dot", carry=carry)
+    forced = forced_blocks(6 * 16, 16, sinks=1, tails=1, window=1)
+    assert index.choose(0, query, 4) == numbers[top_blocks(scores, 4, forced)].tolist()
 
 
 def test_ties_go_to_the_lower_block():
@@ -89,17 +111,18 @@ def test_budgets():
 
 
 @pytest.mark.parametrize(
-    ("config", "entry", "keep"),
+    ("config", "entry", "keep", "selection"),
     [
-        (LlamaConfig(num_hidden_layers=32, hidden_size=4096), (10, 20, 30), (8192, 4096, 2048)),
-        (Qwen2Config(num_hidden_layers=28, hidden_size=3584), (9, 18, 26), (12288, 6144, 4096)),
-        (LlamaConfig(num_hidden_layers=30, hidden_size=576), (15, 21, 28), (1 / 4, 1 / 8, 1 / 16)),
+        (LlamaConfig(num_hidden_layers=32, hidden_size=4096), (10, 20, 30), (8192, 4096, 2048), (64, 4, 0)),
+        (Qwen2Config(num_hidden_layers=28, hidden_size=3584), (9, 18, 26), (12288, 6144, 4096), (64, 4, 0)),
+        (LlamaConfig(num_hidden_layers=30, hidden_size=576), (15, 21, 28), (1 / 4, 1 / 8, 1 / 16), (16, 1, 1)),
     ],
     ids=["llama-3.1-8b", "qwen2.5-7b", "smollm2-135m"],
 )
-def test_presets(config, entry, keep, recwarn):
+def test_presets(config, entry, keep, selection, recwarn):
     method = SlimInfer().resolve(config)
     assert (method.entry, method.keep) == (entry, keep)
+    assert (method.block, method.window, method.carry) == selection
     assert not recwarn.list
 
 

@@ -48,6 +48,7 @@ def test_continuation_compares_step_by_step(smollm2):
     with SlimInfer().apply(smollm2.model):
         pruned = task.compare(task.run(smollm2, seeded()), dense)
     assert same["kl"] == pytest.approx(0, abs=1e-6) and same["top1_agreement"] == 1.0
+    assert same["flop_ratio"] == 1.0 and pruned["flop_ratio"] == pytest.approx(1.78, abs=0.05)
     assert 0 < pruned["kl"] < 3
     assert dense.evidence.shape == (4, 49152) and set(dense.seconds) == {"ttft", "decode"}
 

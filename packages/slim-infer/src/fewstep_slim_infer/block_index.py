@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
-from fewstep.kernels.unit_score import unit_score
 from jaxtyping import Float
 from torch import Tensor
 
 from .options import Score
-from .select import top_blocks
+from .select import block_scores, top_blocks
 
 
 class BlockIndex:
@@ -19,6 +18,7 @@ class BlockIndex:
         units: mean keys ``[kv heads, blocks * units in a block, dim]`` for each row.
         per_block: units in a block.
         score: how a block is scored.
+        carry: units before a block that count for it, see `block_scores`.
         sinks: first blocks that are always chosen.
         tails: last blocks that are always chosen, for each row.
     """
@@ -30,18 +30,23 @@ class BlockIndex:
         *,
         per_block: int,
         score: Score,
+        carry: int,
         sinks: int,
         tails: list[int],
     ) -> None:
         self._blocks, self._units = blocks, units
-        self._per_block, self._score, self._sinks, self._tails = per_block, score, sinks, tails
+        self._per_block, self._score, self._carry = per_block, score, carry
+        self._sinks, self._tails = sinks, tails
 
     def choose(self, row: int, query: Float[Tensor, "h d"], budget: int) -> list[int]:
         """The `budget` best blocks of `row` for this local query, ascending."""
         blocks = self._blocks[row]
         if len(blocks) <= budget:
             return blocks
-        scores = unit_score(query, self._units[row], block=self._per_block, unit=1, score=self._score)
+        numbers = torch.tensor(blocks, device=query.device)
+        scores = block_scores(
+            query, self._units[row], numbers, block=self._per_block, unit=1, score=self._score, carry=self._carry
+        )
         place = torch.arange(len(blocks), device=scores.device)
         forced = (place < self._sinks) | (place >= len(blocks) - self._tails[row])
         return [blocks[i] for i in top_blocks(scores, budget, forced).tolist()]

@@ -6,7 +6,6 @@ import warnings
 from typing import Any
 
 import torch
-from fewstep.kernels.unit_score import unit_score
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
@@ -16,7 +15,7 @@ from .copier import Copier
 from .offload import offload
 from .options import blocks_kept
 from .residency import choose_again, open_arena, remember
-from .select import forced_blocks, rows_of, top_blocks
+from .select import block_scores, forced_blocks, rows_of, top_blocks
 from .tokens import Tap, Tokens
 
 
@@ -163,7 +162,15 @@ class SlimDecoder:
         if forced.numel() <= budget:
             return torch.arange(forced.numel(), device=number.device)
         local = query[:, asked].float().mean(1)
-        scores = unit_score(local, keys, block=settings.block, unit=settings.unit, score=settings.score)
+        scores = block_scores(
+            local,
+            keys,
+            number[:: settings.block] // settings.block,
+            block=settings.block,
+            unit=settings.unit,
+            score=settings.score,
+            carry=settings.carry,
+        )
         return top_blocks(scores, budget, forced.to(scores.device))
 
     def _decode(self, hidden: Tensor, rope: Any, cache: SlimCache, kwargs: dict[str, Any]) -> Float[Tensor, "r n d"]:

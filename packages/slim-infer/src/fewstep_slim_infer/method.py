@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -18,7 +18,7 @@ from .cache import Report, SlimCache
 from .copier import copier_for
 from .decoder import SlimDecoder
 from .options import Keep, Revive, Score, spread
-from .presets import preset_for
+from .presets import Preset, preset_for
 from .tokens import tapped
 
 if TYPE_CHECKING:
@@ -73,8 +73,11 @@ class SlimInfer(Method):
     """Tokens in a block, the unit of selection. Default: preset."""
     unit: int = 8
     """Tokens in a unit; a block is as relevant as its best unit's mean key. Divides `block`."""
-    window: int = 4
-    """Last tokens of the prompt whose mean query asks what is relevant."""
+    window: int | None = None
+    """Last tokens of the prompt whose mean query asks what is relevant. Default: preset, 4 in the paper."""
+    carry: int | None = None
+    """Units at the end of a block whose relevance counts for the block behind it too, since a hit announces what comes
+    next. Ours; 0, as in the paper, counts none. Default: preset."""
     score: Score | None = None
     """``dot``: product of mean query and mean key, mean over heads; ``abs_dot``: its absolute value, as in notes on the
     paper (chance level on models we tried); ``unit_softmax``: softmax over units in each head first, best for small
@@ -106,8 +109,10 @@ class SlimInfer(Method):
             raise ValueError(f"entry={self.entry}: entry layers must be 1 or more and ascending, such as (10, 20, 30)")
         if self.unit < 1 or (self.block is not None and (self.block < 1 or self.block % self.unit)):
             raise ValueError(f"block={self.block}, unit={self.unit}: the unit must divide the block")
-        if self.window < 1 or self.sink_blocks < 0 or self.tail_blocks < 1:
+        if (self.window is not None and self.window < 1) or self.sink_blocks < 0 or self.tail_blocks < 1:
             raise ValueError("window and tail_blocks must be 1 or more, sink_blocks 0 or more")
+        if self.carry is not None and (self.carry < 0 or (self.block and self.carry * self.unit > self.block)):
+            raise ValueError(f"carry={self.carry} must be 0 or more units, and no more than a block holds")
         if self.overlap < 0:
             raise ValueError(f"overlap={self.overlap} must be 0 (never swap) or more (above 1: always)")
         self._check_budgets("keep", self.keep)
@@ -168,11 +173,9 @@ class SlimInfer(Method):
         Raises:
             ValueError: an entry layer is beyond the model's last one.
         """
-        missing = [f for f in ("entry", "keep", "block", "score") if getattr(self, f) is None]
-        found: Any = self
-        if missing:
-            preset = preset_for(config)
-            found = replace(self, **{f: getattr(preset, f) for f in missing})
+        missing = [f.name for f in fields(Preset) if getattr(self, f.name) is None]
+        preset = preset_for(config, warn=bool({"entry", "keep", "block", "score"} & set(missing)))
+        found: Any = replace(self, **{name: getattr(preset, name) for name in missing})
         if found.entry[-1] >= config.num_hidden_layers:
             raise ValueError(f"entry={found.entry}: the model has only layers 0 to {config.num_hidden_layers - 1}")
         segments = len(found.entry)

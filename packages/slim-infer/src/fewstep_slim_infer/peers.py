@@ -40,7 +40,7 @@ class LazyLLM(Method):
     def _tokenwise(self) -> SlimInfer:
         """Blocks of one token, one query, softmax over tokens in each head: attention weights, averaged over heads."""
         return SlimInfer(
-            entry=self.entry, keep=self.keep, block=1, unit=1, window=1, score="unit_softmax", sink_blocks=0
+            entry=self.entry, keep=self.keep, block=1, unit=1, window=1, carry=0, score="unit_softmax", sink_blocks=0
         )
 
     def identity(self) -> Self:

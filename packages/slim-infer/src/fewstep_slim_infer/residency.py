@@ -55,6 +55,7 @@ def open_arena(
         stage.units,
         per_block=block // settings.unit,
         score=settings.score,
+        carry=settings.carry,
         sinks=settings.sink_blocks,
         tails=[max(settings.tail_blocks - r, 0) for r in ragged],
     )

@@ -3,8 +3,43 @@
 from __future__ import annotations
 
 import torch
+from fewstep.kernels.unit_score import unit_score
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
+
+from .options import Score
+
+
+def block_scores(
+    query: Float[Tensor, "h d"],
+    keys: Float[Tensor, "g t d"],
+    numbers: Int[Tensor, " n"],
+    *,
+    block: int,
+    unit: int,
+    score: Score,
+    carry: int,
+) -> Float[Tensor, " n"]:
+    """Relevance of each block: its best unit's, or that of one of the `carry` units right before it.
+
+    A hit announces what comes behind it, which may be in the next block. The paper has ``carry = 0``.
+
+    Args:
+        query: local query.
+        keys: of the tokens that are left, block after block; only the last may be ragged.
+        numbers: of these blocks in the prompt, ascending; a block carries on to its successor in the prompt alone.
+        block: tokens in a block.
+        unit: tokens in a unit.
+        score: see `SlimInfer.score`.
+        carry: units, at most those of a block.
+    """
+    if carry == 0:
+        return unit_score(query, keys, block=block, unit=unit, score=score)
+    each = unit_score(query, keys, block=unit, unit=unit, score=score)
+    per_block = block // unit
+    each = nn.functional.pad(each, (0, -each.numel() % per_block), value=-torch.inf).unflatten(0, (-1, per_block))
+    last = each[:-1, -carry:].amax(1).masked_fill(numbers[1:] != numbers[:-1] + 1, -torch.inf)
+    return torch.maximum(each.amax(1), nn.functional.pad(last, (1, 0), value=-torch.inf))
 
 
 def top_blocks(scores: Float[Tensor, " n"], budget: int, forced: Bool[Tensor, " n"]) -> Int[Tensor, " k"]:
