@@ -126,6 +126,13 @@ def test_presets(config, entry, keep, selection, recwarn):
     assert not recwarn.list
 
 
+def test_other_entry_layers_than_the_presets():
+    config = LlamaConfig(num_hidden_layers=30, hidden_size=576)
+    assert SlimInfer(entry=(18, 22, 27)).resolve(config).keep == (1 / 4, 1 / 8, 1 / 16)
+    assert SlimInfer(entry=(21,)).resolve(config).keep == (1 / 4,)
+    assert SlimInfer(entry=(12, 18, 22, 27)).resolve(config).keep == (1 / 4, 1 / 8, 1 / 16, 1 / 32)
+
+
 def test_the_memory_table_of_the_paper():
     """GiB of KV cache of Llama-3.1-8B at 8K, 16K, 24K and 32K tokens."""
     method = SlimInfer().resolve(LlamaConfig(num_hidden_layers=32, hidden_size=4096))

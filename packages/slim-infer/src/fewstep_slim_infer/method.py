@@ -175,7 +175,10 @@ class SlimInfer(Method):
         """
         missing = [f.name for f in fields(Preset) if getattr(self, f.name) is None]
         preset = preset_for(config, warn=bool({"entry", "keep", "block", "score"} & set(missing)))
-        found: Any = replace(self, **{name: getattr(preset, name) for name in missing})
+        filled = {name: getattr(preset, name) for name in missing}
+        if "keep" in filled and len(preset.keep) != len(self.entry or preset.entry):
+            filled["keep"] = preset.keep[0]  # other entry layers than the preset's: halved from one to the next
+        found: Any = replace(self, **filled)
         if found.entry[-1] >= config.num_hidden_layers:
             raise ValueError(f"entry={found.entry}: the model has only layers 0 to {config.num_hidden_layers - 1}")
         segments = len(found.entry)
