@@ -65,6 +65,20 @@ def test_offloaded_layers_give_the_same_tokens_and_little_memory(slim):
     assert after.kv_bytes < before.kv_bytes and after.layer_tokens == before.layer_tokens
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [{"decode_keep": 0.35, "overlap": 1.1}, {"offload": True}, {"revive": "recompute", "overlap": 1.1}],
+    ids=str,
+)
+def test_the_copying_thread_follows_the_caller_into_inference_mode(fields, slim):
+    model, ids = tiny.causal_lm(), tiny.prompt(P)
+    with slim(**fields).apply(model) as applied:
+        plain = generate(model, ids, 24)
+        assert applied.report.host_bytes > 0  # something waits where the copier fetches it
+        with torch.inference_mode():
+            assert torch.equal(generate(model, ids, 24), plain)
+
+
 class Forgetful(SlimDecoder):
     """Drops block 3 at the first boundary, whatever its score."""
 

@@ -36,7 +36,13 @@ class ThreadCopier:
 
     def start(self, copy: Callable[[], None]) -> Wait:
         """Queue `copy`; waiting raises what it raised."""
-        return self._worker.submit(copy).result
+        inference = torch.is_inference_mode_enabled()  # belongs to a thread: the worker has to follow the caller
+
+        def run() -> None:
+            with torch.inference_mode(inference):
+                copy()
+
+        return self._worker.submit(run).result
 
 
 class StreamCopier:
