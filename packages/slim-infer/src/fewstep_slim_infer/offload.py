@@ -17,6 +17,7 @@ class Ring:
         self.layers: list[StreamedLayer] = []
         self._copier, self._device = copier, device
         self._buffers: list[tuple[Tensor, ...]] = [(), ()]
+        self._reading = 0
         self._coming: tuple[int, Wait] | None = None
 
     @property
@@ -25,9 +26,9 @@ class Ring:
         return sum(part.numel() * part.element_size() for pair in self._buffers for part in pair)
 
     def prefetch(self, turn: int) -> None:
-        """Start copying the layer whose turn comes next."""
+        """Start copying the layer whose turn comes next, into the buffer that attention does not read."""
         layer = self.layers[turn % len(self.layers)]
-        side, host = layer.turn % 2, layer.host
+        side, host = 1 - self._reading, layer.host
         if not self._buffers[side] or self._buffers[side][0].shape != host[0].shape:
             self._buffers[side] = tuple(torch.empty_like(part, device=self._device) for part in host)
         length, buffers = layer.keys.shape[2], self._buffers[side]
@@ -44,7 +45,8 @@ class Ring:
             self.cancel()
             self.prefetch(turn)
         self.cancel()  # waits
-        return self._buffers[turn % 2]
+        self._reading = 1 - self._reading
+        return self._buffers[self._reading]
 
     def cancel(self) -> None:
         """Forget a copy that is under way."""
