@@ -222,6 +222,8 @@ def _svg(figure: Figure) -> str:
 def save_figures(comparisons: Sequence[Comparison], folder: Path) -> list[Path]:
     """Write ``<task>-<model>.png`` and ``.svg`` for each task and model that has `points`; returns the paths.
 
+    Of several comparisons the one with the most arms is drawn; the report page has all of them.
+
     Raises:
         FewstepError: matplotlib is not installed.
         OSError: the folder cannot be written.
@@ -231,7 +233,7 @@ def save_figures(comparisons: Sequence[Comparison], folder: Path) -> list[Path]:
         groups.setdefault((comparison.task, comparison.model), []).append(comparison)
     paths = []
     for names, group in groups.items():
-        figure = draw(group)
+        figure = draw([max(group, key=lambda comparison: len(points(comparison)))])
         if figure is not None:
             folder.mkdir(parents=True, exist_ok=True)
             stem = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(names)).strip("-")
