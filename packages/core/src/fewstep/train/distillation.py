@@ -120,10 +120,7 @@ class Distillation(Recipe):
             raise UnsupportedModelError(f"{self.teacher} has a {found}; this recipe distils a WanTransformer3DModel")
         shape = wan.of_pipeline(pipe).latent(self.frames, self.height, self.width)
         data = embedded(pipe, self.teacher, lines, self.negative, tokens=self.tokens, shape=shape, world=world)
-        roles = self._roles(network)
-        for network in roles.networks():
-            network.to(world.device)
-        return Job(objective=self.objective(roles), data=data, pipe=pipe)
+        return Job(objective=self.objective(self._roles(network)), data=data, pipe=pipe)
 
     def skeleton(self) -> Job:
         sizes = wan.architecture(self.teacher)
