@@ -114,7 +114,7 @@ class Distillation(Recipe):
     def build(self, world: World) -> Job:
         lines = read_prompts(self.prompts)
         pipe = load(self.teacher).model
-        network = getattr(pipe, "transformer", None)
+        network: Any = getattr(pipe, "transformer", None)
         if type(network).__name__ != "WanTransformer3DModel":
             found = type(network or pipe).__name__
             raise UnsupportedModelError(f"{self.teacher} has a {found}; this recipe distils a WanTransformer3DModel")
@@ -146,7 +146,7 @@ class Distillation(Recipe):
         latents = sample(job.objective.roles.student, self.grid, cond, start)
         return wan.sheet(wan.decode(job.pipe, latents), scale=max(1, 64 // self.height))
 
-    def finish(self, job: Job, network: nn.Module, folder: Path) -> None:
+    def finish(self, job: Job, network: Any, folder: Path) -> None:
         """A pipeline folder, or with LoRA the adapter; both with the scheduler that runs the student's steps."""
         pipe = job.pipe
         scheduler = self.grid.scheduler(stochastic=self.eta == 1)

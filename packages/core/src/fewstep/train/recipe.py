@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from .objective import Data, Objective
 from .optim import AdamW
 from .parallel import World
@@ -96,7 +94,7 @@ class Recipe(ABC):
         """Samples of the first role as one ``PIL.Image``, or None. Called on all ranks; its chance is its own."""
         return None
 
-    def finish(self, job: Job, network: torch.nn.Module, folder: Path) -> None:
+    def finish(self, job: Job, network: Any, folder: Path) -> None:
         """Save what a user loads to `folder`; on the first rank only.
 
         Args:
