@@ -12,7 +12,7 @@ SMALL = {"num_frames": 5, "height": 32, "width": 32, "num_inference_steps": 3, "
 
 @pytest.fixture(scope="session")
 def sample():
-    """Latents ``[1, 4, 2, 4, 4]`` of one prompt from fixed noise, as a user would ask for them."""
+    """Latents ``[1, 3, 2, 4, 4]`` of one prompt from fixed noise, as a user would ask for them."""
 
     def call(pipe, **options):
         generator = torch.Generator().manual_seed(0)
@@ -29,7 +29,7 @@ def pipe():
 @pytest.fixture(scope="session")
 def student():
     """A transformer with other weights than the pipeline's."""
-    return tiny.wan_transformer(seed=1)
+    return tiny.wan(seed=1)
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +47,7 @@ def lora_file(tmp_path_factory):
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict
 
-    transformer = tiny.wan_transformer()
+    transformer = tiny.wan()
     targets = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
     config = LoraConfig(r=3, lora_alpha=6, target_modules=targets, init_lora_weights=False)
     with torch.random.fork_rng(devices=[]):
