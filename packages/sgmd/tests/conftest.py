@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 from fewstep.testing import tiny
+from fewstep.train.objective import Batch
+from fewstep.train.roles import Roles, full_roles, lora_roles
 from safetensors.torch import save_file
 
 SMALL = {"num_frames": 5, "height": 32, "width": 32, "num_inference_steps": 3, "max_sequence_length": 8}
@@ -60,3 +65,28 @@ def lora_file(tmp_path_factory):
         transformer_lora_adapter_metadata=transformer.peft_config["default"].to_dict(),
     )
     return folder / "pytorch_lora_weights.safetensors"
+
+
+@pytest.fixture
+def make_batch() -> Callable[..., Batch]:
+    """A batch for the tiny Wan: `size` prompts of 5 tokens, all chance from `seed`."""
+
+    def make(size: int = 3, seed: int = 0, **fields) -> Batch:
+        generator = torch.Generator().manual_seed(seed)
+        cond, uncond = torch.randn(size, 5, 8, generator=generator), torch.zeros(1, 5, 8)
+        chance = {"generator": generator, "shared": torch.Generator().manual_seed(seed)}
+        return Batch(**{"cond": cond, "uncond": uncond, "shape": (3, 2, 4, 4), **chance, **fields})
+
+    return make
+
+
+@pytest.fixture(params=["full", "lora"])
+def roles(request: pytest.FixtureRequest) -> Roles:
+    """Student, critic and teacher of one tiny Wan, with weights of their own or as adapters, moved apart."""
+    make = {"full": full_roles, "lora": partial(lora_roles, rank=2, alpha=4.0, targets=("to_q", "to_v", "ffn.net.2"))}
+    made = make[request.param](tiny.wan())
+    torch.manual_seed(1)
+    for name in ("student", "critic"):
+        for weight in made[name].parameters():
+            weight.data += 0.05 * torch.randn_like(weight)
+    return made
