@@ -7,16 +7,18 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from diffusers import WanPipeline, WanTransformer3DModel
 from fewstep import hub
+from fewstep.cards import Card
 from fewstep.errors import BadFileError, UnsupportedModelError
 from fewstep.flow import StepGrid
 from fewstep.method import Applied, Method
 from torch import Tensor, nn
 
+from .students import shipped
 from .weights import StudentWeights, read
 
 
@@ -34,12 +36,20 @@ class SGMD(Method):
 
     name: ClassVar[str] = "sgmd"
     seams: ClassVar[frozenset[str]] = frozenset({"transformer-weights", "scheduler", "guidance"})
-    formats: ClassVar[Mapping[str, str]] = {
-        "diffusers": "fewstep_sgmd.export:DiffusersFolder",
-        "lora": "fewstep_sgmd.export:PeftLora",
-        "lightx2v": "fewstep_sgmd.export:LightX2V",
-        "comfy": "fewstep_sgmd.export:Comfy",
-    }
+    formats: ClassVar[tuple[Card, ...]] = (
+        Card(
+            name="diffusers",
+            summary="a pipeline folder that diffusers loads alone",
+            target="fewstep_sgmd.export:DiffusersFolder",
+        ),
+        Card(name="lora", summary="a LoRA for pipe.load_lora_weights", target="fewstep_sgmd.export:PeftLora"),
+        Card(
+            name="lightx2v",
+            summary="weights or LoRA in native names, with the configuration of LightX2V",
+            target="fewstep_sgmd.export:LightX2V",
+        ),
+        Card(name="comfy", summary="model or LoRA in native names for ComfyUI", target="fewstep_sgmd.export:Comfy"),
+    )
 
     weights: Path | None = hub.weights()
     """Safetensors file of the student: all weights or a LoRA, in the names of diffusers, PEFT, LightX2V or ComfyUI.
@@ -50,6 +60,8 @@ class SGMD(Method):
     """Shift of the steps: timesteps 1000, 937.5, 833.3, 625 with the default steps."""
     strength: float = 1.0
     """Share of a LoRA's change that is added to the weights."""
+    size: tuple[int, int, int] | None = None
+    """Frames, height and width of the videos that the student was trained on, which `fewstep run` makes by default."""
 
     def __post_init__(self) -> None:
         _ = self.grid  # an impossible grid fails here
@@ -77,6 +89,14 @@ class SGMD(Method):
             for name, value in values.items():
                 _replace(undo, transformer.get_parameter(name), value)
             return undo.pop_all()
+
+    @classmethod
+    def from_pretrained(cls, source: hub.PathLike) -> Self:
+        """Read a saved student, from a folder or a hub id; see `Method.from_pretrained`.
+
+        The name of a model of the zoo (``digits-wan``) stands for its student that comes with this package.
+        """
+        return super().from_pretrained(shipped(str(source)) or source)
 
     def student_values(self, transformer: nn.Module) -> dict[str, Tensor]:
         """New values of the parameters that the student changes, in the shapes of `transformer`.

@@ -12,5 +12,6 @@ def fewstep_methods():
             target="fewstep_sgmd.method:SGMD",
             paper="2605.30116",
             models=("WanPipeline",),
+            run="fewstep_sgmd.generate:Generate",
         )
     ]

@@ -139,11 +139,14 @@ def _folded(found: dict[str, Tensor], scale: float) -> Factors:
     return Factors(down, up if scale == 1 else (up.float() * scale).to(up.dtype))
 
 
-def extract(before: Mapping[str, Tensor], after: Mapping[str, Tensor], rank: int) -> StudentWeights:
+def extract(before: Mapping[str, Tensor], after: Mapping[str, Tensor], rank: int) -> tuple[StudentWeights, float]:
     """The best LoRA of `rank` between two sets of full weights, by singular values; other parameters as they changed.
 
     Two-dimensional weights become factors (exactly, where their rank allows); biases, norms, tables and the patch
     embedding become deltas, unless they did not change.
+
+    Returns:
+        The LoRA, and the share of the squared change that it keeps, 0 to 1.
 
     Raises:
         ValueError: the two do not have the same parameters, or rank is not positive.
@@ -152,20 +155,22 @@ def extract(before: Mapping[str, Tensor], after: Mapping[str, Tensor], rank: int
         raise ValueError(f"the rank of a LoRA must be 1 or more, found {rank}")
     if different := before.keys() ^ after.keys():
         raise ValueError(f"the base model and the student differ in their parameters: {min(different)}")
-    factors, deltas = {}, {}
+    factors, deltas, total, lost = {}, {}, 0.0, 0.0
     for name, weight in after.items():
         delta = weight.float() - before[name].to(weight.device).float()
         if not delta.any():
             continue
+        total += delta.square().sum().item()
         if delta.ndim == 2 and name.endswith(".weight"):
-            factors[name.removesuffix(".weight")] = _truncated(delta, rank)
+            factors[name.removesuffix(".weight")], dropped = _truncated(delta, rank)
+            lost += dropped
         else:
             deltas[name] = delta
-    return StudentWeights(factors=factors, deltas=deltas)
+    return StudentWeights(factors=factors, deltas=deltas), 1 - lost / total if total else 1.0
 
 
-def _truncated(delta: Float[Tensor, "o i"], rank: int) -> Factors:
-    rank = min(rank, *delta.shape)
+def _truncated(delta: Float[Tensor, "o i"], rank: int) -> tuple[Factors, float]:
     left, values, right = torch.linalg.svd(delta, full_matrices=False)
     root = values[:rank].sqrt()
-    return Factors((root[:, None] * right[:rank]).contiguous(), (left[:, :rank] * root).contiguous())
+    factors = Factors((root[:, None] * right[:rank]).contiguous(), (left[:, :rank] * root).contiguous())
+    return factors, values[rank:].square().sum().item()

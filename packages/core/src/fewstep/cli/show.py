@@ -45,6 +45,8 @@ def _show(kind: str, card: Card) -> None:
         print(f"models: {', '.join(card.models)}")
     if kind == "methods":
         print(f"occupies: {', '.join(sorted(target.seams))}")
+        for written in target.formats:
+            print(f"exports to {written.name}: {written.summary}")
     print(f"\n{inspect.getdoc(target) or ''}\n" if inspect.isclass(target) or inspect.isfunction(target) else "")
     if dataclasses.is_dataclass(target) and isinstance(target, type):
         show_table("fields", ("field", "default", "meaning"), fields(target))
