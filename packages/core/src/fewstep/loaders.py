@@ -97,7 +97,7 @@ def _has_processor(folder: Path) -> bool:
 def _pipeline(folder: Path, name: str, dtype: Any, device: str, weights: Weights) -> Loaded:
     import diffusers
 
-    pipe = diffusers.DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, use_safetensors=True)
+    pipe = diffusers.DiffusionPipeline.from_pretrained(folder, dtype=dtype, use_safetensors=True)
     return Loaded(model=pipe.to(device), name=name, weights=weights)
 
 
