@@ -87,10 +87,7 @@ class SGMDObjective(DMD2):
     """Extra loss of the official 1.3B recipe. With it, samples never leave at the first step."""
 
     def __post_init__(self) -> None:
-        if self.lam < 0:
-            raise ValueError(f"lam is {self.lam}; a negative one pushes samples away from the critic and diverges")
-        if self.lam and (self.schedule.critic, self.schedule.count) != (1, "student"):
-            raise ValueError("SGMD updates critic and student one to one; other ratios need lam=0, which is TSG-Fisher")
+        check_ratio(self.lam, self.schedule)
         if self.diversity and len(self.grid) < 2:
             raise ValueError("a diversity loss takes the first step for itself: the grid needs two steps or more")
         self._shared: dict[int, Noised] = {}
@@ -103,7 +100,8 @@ class SGMDObjective(DMD2):
         teacher = self.teacher_clean(noisy, taken.sigma, batch)
         x = taken.rollout.x
         parts, found = student_losses(x, critic, teacher, taken.sigma, lam=self.lam, weights=self.weights)
-        batch.figures.update(figures(found, taken.sigma, self.weights))
+        if not x.is_meta:  # a plan has sizes without numbers
+            batch.figures.update(figures(found, taken.sigma.to(x.device), self.weights))
         if self.fake_sample == "shared":
             self._shared[batch.micro] = taken.detached()
         if self.diversity:
@@ -136,6 +134,18 @@ class SGMDObjective(DMD2):
                 noisy = flow.euler(noisy, velocity, sigma, following)
         chord = (start - noisy) / (1 - levels[-1])
         return settings.weight * (self.roles.student.velocity(start, 1.0, batch.cond) - chord).square().mean()
+
+
+def check_ratio(lam: float, schedule: UpdateSchedule) -> None:
+    """Refuse what the negative residual is not made for.
+
+    Raises:
+        ValueError: `lam` is negative, or positive with another ratio than one to one.
+    """
+    if lam < 0:
+        raise ValueError(f"lam is {lam}; a negative one pushes samples away from the critic and diverges")
+    if lam and (schedule.critic, schedule.count) != (1, "student"):
+        raise ValueError("SGMD updates critic and student one to one; other ratios need lam=0, which is TSG-Fisher")
 
 
 @dataclass(eq=False, kw_only=True)

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import torch
 from fewstep import hub
-from fewstep.errors import FewstepError
 from fewstep.train.distillation import Distillation
 from fewstep.train.objective import Objective
 from fewstep.train.optim import AdamW
@@ -17,7 +16,7 @@ from fewstep.train.roles import Roles
 
 from .loss import Weights
 from .method import SGMD
-from .objective import Diversity, SGMDObjective, SiD
+from .objective import Diversity, SGMDObjective, SiD, check_ratio
 
 DIGITS_PROMPTS = Path(__file__).with_name("prompts") / "digits.txt"
 """Prompts of moving digits; three in ten of those that name a speed are fast."""
@@ -27,19 +26,14 @@ DIGITS_PROMPTS = Path(__file__).with_name("prompts") / "digits.txt"
 class Student(Distillation):
     """What all of these leave: a folder that diffusers loads, and that `SGMD.from_pretrained` loads too."""
 
-    def method(self, **weights: Path) -> SGMD:
-        """How the student is used."""
-        return SGMD(steps=self.raw_steps, shift=self.shift, size=(self.frames, self.height, self.width), **weights)
+    def method(self) -> SGMD:
+        """How the student is used; its weights stay where they are saved."""
+        return SGMD(steps=self.raw_steps, shift=self.shift, size=(self.frames, self.height, self.width))
 
     def finish(self, job: Job, network: torch.nn.Module, folder: Path) -> None:
         super().finish(job, network, folder)
-        if self.lora_rank:
-            file = "pytorch_lora_weights.safetensors"
-        else:
-            file = "transformer/diffusion_pytorch_model.safetensors"
-            if not (folder / file).is_file():  # diffusers splits what is larger than 10 GB
-                network.save_pretrained(folder / "transformer", max_shard_size="1TB")
-        hub.save(self.method(), folder, files={"weights": file})
+        whole, lora = "transformer/diffusion_pytorch_model.safetensors", "pytorch_lora_weights.safetensors"
+        hub.save(self.method(), folder, files={"weights": lora if self.lora_rank else whole})
 
     def what_is_saved(self) -> str:
         return f"{super().what_is_saved()}; SGMD.from_pretrained loads it too"
@@ -67,6 +61,10 @@ class SGMDRecipe(Student):
     """Steps of the teacher that it follows."""
     diversity_steps: int = 30
     """Steps of the teacher's whole way."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ratio(self.lam, self.schedule)
 
     def objective(self, roles: Roles) -> Objective:
         settings = {"anchor": self.diversity_anchor, "steps": self.diversity_steps, "shift": self.shift}

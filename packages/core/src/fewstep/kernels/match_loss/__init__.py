@@ -68,7 +68,7 @@ def match_loss(
     """
     _validate(x, critic, teacher, sigma, weights)
     backend = backend or ("naive" if x.dtype == torch.float64 else chosen_backend(x.device))
-    tensors = (tensor.detach() for tensor in (x, critic, teacher, sigma))
+    tensors = (tensor.detach() for tensor in (x, critic, teacher, sigma.to(x.device)))
     return Matched(*KERNEL.function(backend)(*tensors, lam=lam, weights=weights))
 
 
