@@ -133,3 +133,23 @@ def edit(folder: Path, change: Any) -> None:
     config = json.loads((folder / "fewstep.json").read_text())
     change(config)
     (folder / "fewstep.json").write_text(json.dumps(config))
+
+
+def test_weights_that_are_in_the_folder_already_are_not_copied(tmp_path: Path):
+    (tmp_path / "model").mkdir()
+    save_file({"a": torch.ones(2)}, tmp_path / "model" / "big.safetensors")
+    hub.save(Toy(policy=tmp_path / "elsewhere"), tmp_path, files={"policy": "model/big.safetensors"})
+    assert Toy.from_pretrained(tmp_path).policy == tmp_path / "model" / "big.safetensors"
+    assert not (tmp_path / "policy.safetensors").exists()
+    Toy.from_pretrained(tmp_path).save_pretrained(tmp_path / "copy")
+    assert torch.equal(load_file(tmp_path / "copy" / "policy.safetensors")["a"], torch.ones(2))
+    (tmp_path / "model" / "big.safetensors").unlink()
+    with pytest.raises(BadFileError, match="model/big.safetensors are missing"):
+        Toy.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../big.safetensors", "/big.safetensors", "model.bin", 3])
+def test_weights_outside_the_folder_are_refused(tmp_path: Path, name: Any):
+    hub.save(Toy(), tmp_path, files={"policy": name})
+    with pytest.raises(BadFileError, match="fewstep.json is damaged"):
+        Toy.from_pretrained(tmp_path)

@@ -205,3 +205,20 @@ def test_spills_are_seen(target, units):
     signature = next(s for s in import_target(KERNEL.signatures)() if s.name == "dots-d80-unit8-fp32")
     greedy = replace(signature, constants={**signature.constants, "U": units}, warps=1)
     assert compiled_usage(greedy, target)["spilled"] > 0
+
+
+def both(x):
+    return 2 * x, 3 * x
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [(lambda x: (2 * x, wrong(x)), "error"), (lambda x: (2 * x,), "1 outputs, not 2")],
+    ids=["second-output", "fewer-outputs"],
+)
+def test_every_output_is_compared(function, message):
+    pair = replace(DOUBLE, naive=both)
+    (case,) = pair.cases()
+    assert difference(pair, both, case) == 0
+    with pytest.raises(MismatchError, match=message):
+        difference(pair, function, case)

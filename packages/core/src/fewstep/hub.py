@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,18 +27,26 @@ def weights() -> Any:
     return dataclasses.field(default=None, compare=False, metadata={"safetensors": True})
 
 
-def save(method: Method, folder: PathLike) -> None:
-    """Write `method` to `folder`; existing files of the same names are replaced, each atomically."""
-    folder = Path(folder)
+def save(method: Method, folder: PathLike, *, files: Mapping[str, str] | None = None) -> None:
+    """Write `method` to `folder`; existing files of the same names are replaced, each atomically.
+
+    Args:
+        method: what is saved.
+        folder: made where it does not exist.
+        files: weights that are in `folder` already, by field: ``{"weights": "transformer/model.safetensors"}``. Others
+            are copied there.
+    """
+    folder, files = Path(folder), dict(files or {})
     folder.mkdir(parents=True, exist_ok=True)
     for field in _fields(method, weights=True):
-        if (source := getattr(method, field.name)) is not None:
+        if field.name not in files and (source := getattr(method, field.name)) is not None:
             part = folder / f"{field.name}.safetensors.part"
             shutil.copyfile(source, part)
             os.replace(part, folder / f"{field.name}.safetensors")
     fields = {field.name: getattr(method, field.name) for field in _fields(method)}
     package = type(method).__module__.partition(".")[0]
     config = {"method": method.name, "package": package, "core": version("fewstep-core"), "fields": fields}
+    config |= {"files": files} if files else {}
     _write(folder / CONFIG, json.dumps(config, indent=2, default=dataclasses.asdict) + "\n")
     _write(folder / "README.md", card_text(method))
 
@@ -50,6 +59,7 @@ def load(cls: type[Method], source: PathLike) -> Any:
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         name, fields = config["method"], {k: _frozen(v) for k, v in config["fields"].items()}
+        files = {k: _inside(folder, v) for k, v in config.get("files", {}).items()}
     except FileNotFoundError as error:
         raise BadFileError(f"{folder} is not a saved fewstep method: it has no {CONFIG}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -62,7 +72,7 @@ def load(cls: type[Method], source: PathLike) -> Any:
         method = cls(**fields)
     except TypeError as error:
         raise BadFileError(f"{folder / CONFIG} does not fit the installed {name}: {error}") from error
-    present = {f.name: folder / f"{f.name}.safetensors" for f in _fields(method, weights=True)}
+    present = {f.name: files.get(f.name, folder / f"{f.name}.safetensors") for f in _fields(method, weights=True)}
     return dataclasses.replace(method, **{k: path for k, path in present.items() if path.exists()})
 
 
@@ -108,6 +118,14 @@ def card_text(method: Method) -> str:
 
 def _fields(method: Any, *, weights: bool = False) -> list[dataclasses.Field]:
     return [f for f in dataclasses.fields(method) if f.metadata.get("safetensors", False) is weights]
+
+
+def _inside(folder: Path, name: str) -> Path:
+    if Path(name).is_absolute() or ".." in Path(name).parts or not name.endswith(".safetensors"):
+        raise ValueError(f"{name!r} is no safetensors file of this folder")
+    if not (folder / name).is_file():
+        raise ValueError(f"the weights {name} are missing")
+    return folder / name
 
 
 def _frozen(value: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 from weakref import WeakKeyDictionary
 
 from . import hub
+from .cards import Card
 from .errors import SeamConflictError
 
 _occupied: WeakKeyDictionary[Any, dict[str, str]] = WeakKeyDictionary()
@@ -72,6 +73,9 @@ class Method(ABC):
     """The name of its card."""
     seams: ClassVar[frozenset[str]]
     """What it occupies of a model: ``"hidden-tokens"``, ``"attention"``, ``"experts"``, ``"scheduler"``, ..."""
+    formats: ClassVar[tuple[Card, ...]] = ()
+    """Formats of other programs that ``fewstep export`` writes. A target is a dataclass of options that is called with
+    the method and a folder, and returns notes for the user."""
 
     @abstractmethod
     def apply(self, model: Any) -> Applied:

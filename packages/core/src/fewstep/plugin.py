@@ -7,11 +7,17 @@ from .cards import Card, hookimpl
 def fewstep_kernels():
     return [
         Card(
+            name="match-loss",
+            summary="losses between a sample and two clean predictions of it, fused with their gradient",
+            target="fewstep.kernels.match_loss:KERNEL",
+            paper="2605.30116",
+        ),
+        Card(
             name="unit-score",
             summary="relevance of key blocks to a local query: unit means, head mean, max over units",
             target="fewstep.kernels.unit_score:KERNEL",
             paper="2508.06447",
-        )
+        ),
     ]
 
 

@@ -38,13 +38,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
-from fewstep import Applied, Method, UnsupportedModelError
+from fewstep import Applied, Card, Method, UnsupportedModelError
 
 @dataclass(frozen=True, kw_only=True)
 class Skip(Method):
     """Leave out the last layers."""
     name: ClassVar[str] = "skip"
     seams: ClassVar[frozenset[str]] = frozenset({"layers"})
+    formats: ClassVar[tuple[Card, ...]] = (Card(name="text", summary="its fields in words", target="toy.method:Text"),)
     keep: float = 0.5
     """Share of the layers that stays."""
     length: int = 1
@@ -72,6 +73,7 @@ class Skip(Method):
 class Liar(Skip):
     """Its identity setting is none."""
     name: ClassVar[str] = "liar"
+    formats: ClassVar[tuple[Card, ...]] = ()
 
     def identity(self):
         return Liar(keep=0.5)
@@ -94,6 +96,17 @@ class Fit:
 
     def __call__(self, loaded, out: Path):
         return Skip(keep=self.target)
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """How it is written."""
+    greeting: str = "hello"
+    """First word."""
+
+    def __call__(self, method, folder: Path):
+        folder.mkdir(parents=True)
+        (folder / "method.txt").write_text(f"{self.greeting} {method}")
+        return ["one file"]
 '''
 MODEL = """
 import torch

@@ -64,6 +64,18 @@ def test_wrong_words(fewstep, tmp_path, words, parts):
     assert not (tmp_path / "results/walk.jsonl").exists()
 
 
+def test_wrong_exports(fewstep, tmp_path):
+    for name in ("skip", "liar"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "fewstep.json").write_text(json.dumps({"method": name, "fields": {}}))
+    refused(fewstep("export"), "needs a saved method")
+    refused(fewstep("export", "nowhere", "--format", "text"), "nowhere is neither a folder")
+    refused(fewstep("export", "skip"), "formats of skip: text")
+    refused(fewstep("export", "skip", "--format", "test"), "no format of skip is called 'test': did you mean text")
+    refused(fewstep("export", "skip", "--format", "text", "--gruss", "x"), "--gruss")
+    refused(fewstep("export", "liar", "--format", "text"), "liar has no format")
+
+
 def test_push_offline(fewstep, tmp_path):
     (tmp_path / "fewstep.json").write_text("{}")
     refused(fewstep("push", ".", "me/mine"), "HF_HUB_OFFLINE")

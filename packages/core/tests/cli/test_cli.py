@@ -29,7 +29,7 @@ print("restored", torch.equal(model(x), before), all(torch.equal(v, state[k]) fo
 def test_without_a_verb_it_teaches(fewstep):
     bare, asked = fewstep(), fewstep("--help")
     assert bare.returncode == asked.returncode == 0 and bare.stdout == asked.stdout
-    for verb in ("list", "show", "run", "bench", "fit", "train", "report", "kernels", "push"):
+    for verb in ("list", "show", "run", "bench", "fit", "train", "export", "report", "kernels", "push"):
         assert f"\n  {verb} " in bare.stdout and f"fewstep {verb}" in bare.stdout
 
 
@@ -121,6 +121,16 @@ def test_a_fitted_method_is_saved_and_used(fewstep, tmp_path):
     assert used.stdout.startswith("hi: 3 layers")
     other = fewstep("bench", "liar", "--model", "toy-net", "--task.length", "8", "--method-from", "fitted")
     assert other.returncode == 2 and other.stderr == "fewstep: fitted holds a skip method, not liar\n"
+
+
+def test_a_saved_method_is_written_in_a_format_of_its_class(fewstep, tmp_path):
+    fewstep("fit", "skip", "--model", "toy-net", "--target", "0.75", "--out", "fitted")
+    beside = fewstep("export", "fitted", "--format", "text")
+    assert beside.stdout == "one file\nwrote fitted/text\n" and (tmp_path / "fitted/text/method.txt").is_file()
+    fewstep("export", "fitted", "--format=text", "--out", "there", "--greeting", "good day")
+    assert (tmp_path / "there/method.txt").read_text() == "good day Skip(keep=0.75, length=1, order=None)"
+    assert "--greeting STR" in fewstep("export", "fitted", "--format", "text", "--help").stdout
+    assert "exports to text: its fields in words" in fewstep("show", "skip").stdout
 
 
 def test_kernels_are_listed_with_the_version_taken_here(fewstep):

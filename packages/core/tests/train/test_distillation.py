@@ -289,3 +289,13 @@ def test_sheet_and_decode():
     assert page.size == (5 * 64, 2 * 64)
     pixel = (videos[1, 3, :, 7, 9] * 255).round().int().tolist()
     assert list(page.getpixel((3 * 64 + 2 * 9, 64 + 2 * 7))) == pixel
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_latents_of_a_pipeline_without_vae_are_its_pixels(channels):
+    pipe = tiny.wan_pipeline()
+    pipe.vae = None
+    latents = torch.linspace(-2, 2, 2 * channels * 3 * 4 * 4).view(2, channels, 3, 4, 4)
+    videos = wan.decode(pipe, latents)
+    assert videos.shape == (2, 3, 3, 4, 4) and videos.min() == 0 and videos.max() == 1
+    torch.testing.assert_close(videos[:, :, 0], (latents[:, 0] / 2 + 0.5).clamp(0, 1))

@@ -52,6 +52,11 @@ VERBS = {
     "report": Verb(
         "fewstep.cli.publish:report", "measured rows as tables and figures", "fewstep report results/ --html out.html"
     ),
+    "export": Verb(
+        "fewstep.cli.export:export",
+        "write a saved method in a format of other programs",
+        "fewstep export student/ --format lightx2v",
+    ),
     "kernels": Verb(
         "fewstep.cli.kernels:kernels",
         "check kernels here, compile them for GPUs elsewhere",

@@ -45,6 +45,8 @@ def _show(kind: str, card: Card) -> None:
         print(f"models: {', '.join(card.models)}")
     if kind == "methods":
         print(f"occupies: {', '.join(sorted(target.seams))}")
+        for written in target.formats:
+            print(f"exports to {written.name}: {written.summary}")
     print(f"\n{inspect.getdoc(target) or ''}\n" if inspect.isclass(target) or inspect.isfunction(target) else "")
     if kind == "recipes" and not inspect.isclass(target):
         show_table("fields", ("field", "value", "meaning"), fields(type(chosen := target()), chosen))

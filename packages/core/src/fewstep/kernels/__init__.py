@@ -10,6 +10,9 @@ from torch import Tensor
 
 from fewstep.cards import import_target
 
+Function = Callable[..., Any]
+"""What a backend is: tensors and options in, a tensor or a tuple of tensors out."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -19,7 +22,7 @@ class Case:
     args: tuple[Tensor, ...]
     options: Mapping[str, Any]
 
-    def call(self, function: Callable[..., Tensor]) -> Tensor:
+    def call(self, function: Function) -> Any:
         """Return what `function` makes of this case."""
         return function(*self.args, **self.options)
 
@@ -51,7 +54,7 @@ class Kernel:
     name: str
     target: str
     """``"module:NAME"`` of this very object, so that a fresh process can import it."""
-    naive: Callable[..., Tensor]
+    naive: Function
     """The specification."""
     fast: Mapping[str, str] = field(default_factory=dict)
     """Backend name (``cpu``, ``triton``) to ``"module:function"``, imported only when used."""
@@ -62,7 +65,7 @@ class Kernel:
     tolerance: float = 1e-5
     """Largest allowed difference from the specification, as a share of the specification's largest magnitude."""
 
-    def function(self, backend: str) -> Callable[..., Tensor]:
+    def function(self, backend: str) -> Function:
         """Import and return the function of one backend.
 
         Raises:

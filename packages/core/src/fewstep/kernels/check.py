@@ -93,14 +93,19 @@ def numerics(kernel: Kernel, backend: str, device: str = "cpu") -> Result:
 
 
 def difference(kernel: Kernel, function: Callable, case: Case) -> float:
-    """Largest difference from the specification, as a share of the specification's largest magnitude.
+    """Largest difference from the specification, as a share of the largest magnitude of that output.
 
     Raises:
         MismatchError: shape, dtype or values differ, an element was left unwritten, or a second call differs.
     """
-    expected = case.call(kernel.naive)
+    expected = _outputs(case.call(kernel.naive))
     with nan_filled():
-        first, second = case.call(function), case.call(function)
+        first, second = _outputs(case.call(function)), _outputs(case.call(function))
+    _require(len(first) == len(expected), f"{len(first)} outputs, not {len(expected)}")
+    return max(_difference(kernel, *outputs) for outputs in zip(first, second, expected, strict=True))
+
+
+def _difference(kernel: Kernel, first: torch.Tensor, second: torch.Tensor, expected: torch.Tensor) -> float:
     _require(first.shape == expected.shape, f"shape {tuple(first.shape)}, not {tuple(expected.shape)}")
     _require(first.dtype == expected.dtype, f"{first.dtype}, not {expected.dtype}")
     _require(torch.equal(first.isnan(), expected.isnan()), "writes NaN or leaves elements unwritten")
@@ -111,6 +116,10 @@ def difference(kernel: Kernel, function: Callable, case: Case) -> float:
     error = ((first - expected)[finite].abs().amax() / scale).item()
     _require(error <= kernel.tolerance, f"error {error:.1e} above {kernel.tolerance:.0e}")
     return error
+
+
+def _outputs(found: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return (found,) if isinstance(found, torch.Tensor) else tuple(found)
 
 
 @contextmanager

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,10 +24,11 @@ class Case:
     """A method at a setting that changes the output, a tiny real model, and a call of it."""
 
     method: Method
-    model: nn.Module
-    call: Callable[[nn.Module], Tensor]
+    model: Any
+    """An ``nn.Module`` or a ``DiffusionPipeline``."""
+    call: Callable[[Any], Tensor]
     """Runs the model and returns its output; must be deterministic for a given model."""
-    compiled: Callable[[nn.Module], Tensor] | None = None
+    compiled: Callable[[Any], Tensor] | None = None
     """How to call a compiled model, where it differs from `call`."""
 
 
@@ -55,7 +57,8 @@ class MethodSuite:
         assert changed.shape != dense.shape or not torch.equal(changed, dense)
 
     def test_remove_restores_everything_bit_for_bit(self, case: Case):
-        before, attributes, dense = _state(case.model), _attributes(case.model), case.call(case.model)
+        dense = case.call(case.model)  # first: what a call itself leaves behind is no business of the method
+        before, attributes = _state(case.model), _attributes(case.model)
         applied = case.method.apply(case.model)
         case.call(case.model)
         applied.remove()
@@ -109,15 +112,15 @@ class MethodSuite:
             with case.method.apply(case.model.to(dtype)):
                 assert torch.isfinite(case.call(case.model)).all()
         finally:
-            case.model.float()
+            case.model.to(torch.float32)
 
     def test_survives_compilation(self, case: Case):
         call = case.compiled or case.call
         with case.method.apply(case.model):
             eager = call(case.model)
             torch._dynamo.reset()
-            compiled: Any = torch.compile(case.model, backend="eager")
-            torch.testing.assert_close(call(compiled), eager)
+            with _compiled(case.model) as compiled:
+                torch.testing.assert_close(call(compiled), eager)
 
     def test_every_field_has_a_default_or_is_documented(self, case: Case):
         source = inspect.getsource(type(case.method))
@@ -125,19 +128,51 @@ class MethodSuite:
             assert re.search(rf'    {field.name}:.*\n    """', source), f"{field.name} has no docstring below it"
 
 
-def _state(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in model.state_dict().items()}
+def _modules(model: Any) -> dict[str, nn.Module]:
+    """The model itself, or the networks of a pipeline."""
+    if isinstance(model, nn.Module):
+        return {"": model}
+    return {f"{name}.": part for name, part in model.components.items() if isinstance(part, nn.Module)}
 
 
-def _attributes(model: nn.Module) -> dict[str, Any]:
+@contextmanager
+def _compiled(model: Any) -> Iterator[Any]:
+    if isinstance(model, nn.Module):
+        yield torch.compile(model, backend="eager")
+        return
+    networks = _modules(model).values()
+    try:
+        for network in networks:
+            network.compile(backend="eager")
+        yield model
+    finally:
+        for network in networks:
+            network._compiled_call_impl = None
+
+
+def _state(model: Any) -> dict[str, Tensor]:
+    found = {prefix: network.state_dict() for prefix, network in _modules(model).items()}
+    return {prefix + name: value.clone() for prefix, state in found.items() for name, value in state.items()}
+
+
+def _attributes(model: Any) -> dict[str, Any]:
     """Everything an `apply` could leave behind: attribute names, hooks, types and configuration of every module."""
-    return {
-        name: (
-            type(module),
-            sorted(k for k in vars(module) if not k.startswith("__")),
-            {k: list(v) for k, v in vars(module).items() if k.endswith("_hooks")},
-            repr(getattr(module, "config", None)),
-            getattr(getattr(module, "config", None), "_attn_implementation", None),
-        )
-        for name, module in model.named_modules()
-    }
+    found = {} if isinstance(model, nn.Module) else {"pipeline": _of_pipeline(model)}
+    for prefix, network in _modules(model).items():
+        found |= {prefix + name: _of_module(module) for name, module in network.named_modules()}
+    return found
+
+
+def _of_module(module: nn.Module) -> tuple:
+    return (
+        type(module),
+        sorted(k for k in vars(module) if not k.startswith("__")),
+        {k: list(v) for k, v in vars(module).items() if k.endswith("_hooks")},
+        repr(getattr(module, "config", None)),
+        getattr(getattr(module, "config", None), "_attn_implementation", None),
+    )
+
+
+def _of_pipeline(pipe: Any) -> tuple:
+    """Its class, its configuration, and which objects it holds."""
+    return type(pipe), repr(pipe.config), {name: id(part) for name, part in pipe.components.items()}

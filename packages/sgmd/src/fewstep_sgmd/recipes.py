@@ -1,0 +1,172 @@
+"""Training runs: SGMD on the digits of the zoo and on Wan, and the arms that it is compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from fewstep import hub
+from fewstep.train.distillation import Distillation
+from fewstep.train.objective import Objective
+from fewstep.train.optim import AdamW
+from fewstep.train.recipe import Job
+from fewstep.train.roles import Roles
+
+from .loss import Weights
+from .method import SGMD
+from .objective import Diversity, SGMDObjective, SiD, check_ratio
+
+DIGITS_PROMPTS = Path(__file__).with_name("prompts") / "digits.txt"
+"""Prompts of moving digits; three in ten of those that name a speed are fast."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Student(Distillation):
+    """What all of these leave: a folder that diffusers loads, and that `SGMD.from_pretrained` loads too."""
+
+    def method(self) -> SGMD:
+        """How the student is used; its weights stay where they are saved."""
+        return SGMD(steps=self.raw_steps, shift=self.shift, size=(self.frames, self.height, self.width))
+
+    def finish(self, job: Job, network: torch.nn.Module, folder: Path) -> None:
+        super().finish(job, network, folder)
+        whole, lora = "transformer/diffusion_pytorch_model.safetensors", "pytorch_lora_weights.safetensors"
+        hub.save(self.method(), folder, files={"weights": lora if self.lora_rank else whole})
+
+    def what_is_saved(self) -> str:
+        return f"{super().what_is_saved()}; SGMD.from_pretrained loads it too"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGMDRecipe(Student):
+    """SGMD (arXiv:2605.30116): one critic update for each student update; ``lam=0`` is TSG-Fisher."""
+
+    critic_updates: int = 1
+    """Critic updates for each student update; more than 1 only with ``lam=0``."""
+    lam: float = 0.1
+    """Share of the negative residual: more of it holds samples closer to what the critic explains, with less motion."""
+    weights: Weights = "official"
+    """``official``, or ``paper``: the plain score difference, dangerous at low noise."""
+    fake_sample: Literal["fresh", "shared"] = "fresh"
+    """What the critic learns from: a rollout of its own, or the student's sample of this step, which saves one."""
+    ts_schedule: bool = False
+    """Compare only above the noise level of the step that follows the exit step."""
+    ts_schedule_max: bool = False
+    """Compare only below the noise level of the exit step."""
+    diversity: float = 0.0
+    """Weight of the diversity loss: the student's first step follows the teacher's first steps."""
+    diversity_anchor: int = 5
+    """Steps of the teacher that it follows."""
+    diversity_steps: int = 30
+    """Steps of the teacher's whole way."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_ratio(self.lam, self.schedule)
+
+    def objective(self, roles: Roles) -> Objective:
+        settings = {"anchor": self.diversity_anchor, "steps": self.diversity_steps, "shift": self.shift}
+        return SGMDObjective(
+            roles=roles,
+            grid=self.grid,
+            score_time=self.score_time,
+            guidance=self.guidance,
+            eta=self.eta,
+            schedule=self.schedule,
+            lam=self.lam,
+            weights=self.weights,
+            fake_sample=self.fake_sample,
+            ts_schedule=self.ts_schedule,
+            ts_schedule_max=self.ts_schedule_max,
+            diversity=Diversity(weight=self.diversity, **settings) if self.diversity else None,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiDRecipe(Student):
+    """Score identity distillation (arXiv:2404.04057) in the same loop, a peer of SGMD."""
+
+    critic_updates: int = 1
+    """Critic updates for each student update."""
+    alpha: float = 1.0
+    """Strength of the correction for a critic that lags."""
+    through_teacher: bool = False
+    """Let gradients pass through the teacher to its input; without it, and 1:1, this stands for TSG-SIM."""
+
+    def objective(self, roles: Roles) -> Objective:
+        return SiD(
+            roles=roles,
+            grid=self.grid,
+            score_time=self.score_time,
+            guidance=self.guidance,
+            eta=self.eta,
+            schedule=self.schedule,
+            alpha=self.alpha,
+            through_teacher=self.through_teacher,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DMD2Student(Student):
+    """DMD2 (arXiv:2405.14867), the baseline: five critic updates for each student update."""
+
+
+DIGITS: dict[str, Any] = {
+    "teacher": "digits-wan",
+    "prompts": DIGITS_PROMPTS,
+    "negative": "",
+    "tokens": 8,
+    "frames": 21,
+    "height": 128,
+    "width": 128,
+    "guidance": 2.0,
+    "steps": 2000,
+    "batch": 32,
+    "student": AdamW(lr=1e-4),
+    "critic": AdamW(lr=1e-4),
+    "save_every": 200,
+    "sample_every": 500,
+    "show": 8,
+}
+"""What all arms on moving digits share; a frame count of 21 and 128 pixels are 6 latent frames of 16 pixels."""
+
+
+def sgmd_digits() -> SGMDRecipe:
+    """SGMD on moving digits."""
+    return SGMDRecipe(**DIGITS)
+
+
+def tsg_fisher_digits() -> SGMDRecipe:
+    """The Fisher part alone, with five critic updates for each student update."""
+    return SGMDRecipe(**DIGITS, lam=0.0, critic_updates=5)
+
+
+def sid_digits() -> SiDRecipe:
+    """SiD on moving digits, one to one and with the teacher detached: TSG-SIM as we take it to be."""
+    return SiDRecipe(**DIGITS)
+
+
+def dmd2_digits() -> DMD2Student:
+    """DMD2 on moving digits; ``--critic-updates 1`` is its one-to-one arm."""
+    return DMD2Student(**DIGITS)
+
+
+def sgmd_wan_1_3b() -> SGMDRecipe:
+    """The official recipe for Wan2.1-T2V-1.3B."""
+    return SGMDRecipe(
+        teacher="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+        prompts=Path("prompts.txt"),
+        steps=1000,
+        batch=2,
+        precision="bfloat16",
+        recompute=True,
+        diversity=0.05,
+    )
+
+
+def sgmd_wan_14b() -> SGMDRecipe:
+    """The official recipe for Wan2.1-T2V-14B."""
+    large = {"teacher": "Wan-AI/Wan2.1-T2V-14B-Diffusers", "steps": 5000, "batch": 1, "accumulate": 4}
+    return replace(sgmd_wan_1_3b(), **large, diversity=0.0)

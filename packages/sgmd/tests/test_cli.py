@@ -1,0 +1,119 @@
+"""`fewstep run sgmd` and `fewstep export` as a user types them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import imageio.v3 as iio
+import pytest
+from fewstep.cli import main
+from fewstep.testing import tiny
+from fewstep_sgmd import SGMD
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, full_file, lora_file):
+    """A pipeline, and students of it."""
+    root = tmp_path_factory.mktemp("cli")
+    tiny.wan_pipeline().save_pretrained(root / "base")
+    SGMD(weights=full_file, size=(5, 32, 48)).save_pretrained(root / "full")
+    SGMD(weights=lora_file).save_pretrained(root / "lora")
+    return root
+
+
+@pytest.fixture
+def fewstep(folder, monkeypatch, capsys):
+    """The command line in this process, inside `folder`: exit code, stdout and stderr."""
+    monkeypatch.chdir(folder)
+
+    def call(*words) -> tuple[int, str, str]:
+        code = main(list(map(str, words)))
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def test_run_and_export_in_a_process_of_their_own(folder):
+    run = ["run", "sgmd", "--model", "base", "--method-from", "full", "--prompt", "a cat runs", "--output", "own.gif"]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    for words in (run, ["export", "full", "--format", "comfy", "--out", "own"]):
+        command = [sys.executable, "-m", "fewstep", *words]
+        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert (folder / "own.gif").is_file() and (folder / "own" / "diffusion_model.safetensors").is_file()
+
+
+def test_a_video_of_the_trained_size(fewstep, folder):
+    words = ["run", "sgmd", "--model", "base", "--method-from", "full", "--prompt", "a cat runs", "--output", "out.mp4"]
+    code, out, err = fewstep(*words, "--zoom", "2")
+    assert code == 0, err
+    assert "video: 5x32x48" in out and "network calls: 4" in out
+    assert iio.imread(folder / "out.mp4", plugin="pyav").shape == (5, 64, 96, 3)
+
+
+def test_a_gif_with_the_flags_of_a_method(fewstep, folder, full_file):
+    words = ["run", "sgmd", "--model", "base", "--weights", full_file, "--steps", "1000", "500", "--frames", "1"]
+    words += ["--height", "32", "--width", "32", "--prompt", "dog", "--output", "out.gif"]
+    code, out, err = fewstep(*words)
+    assert code == 0, err
+    assert "network calls: 2" in out and iio.imread(folder / "out.gif").shape[-3:] == (256, 256, 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--output", "out.avi"], "written as .mp4 or .gif"),
+        (["--output", "none/out.gif"], "no folder"),
+        (["--output", "out.gif", "--weights", "none.safetensors"], "none.safetensors cannot be read"),
+        (["--output", "out.gif", "--height", "33", "--width", "32"], "divisible by 16"),
+    ],
+    ids=["ending", "folder", "weights", "size"],
+)
+def test_bad_input_is_one_line(fewstep, words, message):
+    code, _, err = fewstep("run", "sgmd", "--model", "base", "--prompt", "a", *words)
+    assert (
+        code == 2 and err.strip().splitlines()[-1].startswith("fewstep: ") and message in err.strip().splitlines()[-1]
+    )
+
+
+def test_export_beside_the_student(fewstep, folder):
+    code, out, err = fewstep("export", "full", "--format", "lightx2v")
+    assert code == 0, err
+    assert out.splitlines()[-1] == "wrote full/lightx2v"
+    config = json.loads((folder / "full" / "lightx2v" / "config.json").read_text())
+    assert config["dit_original_ckpt"] == "full/lightx2v/distill_model.safetensors"
+
+
+def test_export_with_the_flags_of_the_format(fewstep, folder):
+    words = ["export", "full", "--format", "lora", "--rank", "24", "--base", "base", "--out", "small"]
+    code, out, err = fewstep(*words)
+    assert code == 0, err
+    assert "keeps 100.0 %" in out and (folder / "small" / "pytorch_lora_weights.safetensors").is_file()
+    code, out, _ = fewstep("export", "full", "--format", "lora", "--help")
+    assert code == 0 and "--rank INT" in out and "--base STR" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "needs a saved method first"),
+        (["full"], "formats of sgmd: diffusers, lora, lightx2v, comfy"),
+        (["full", "--format", "lightx"], "did you mean lightx2v"),
+        (["base", "--format", "lora"], "no fewstep.json"),
+        (["full", "--format", "lora"], "name with --base"),
+        (["full", "--format", "lora", "--ranks", "3"], "--ranks"),
+    ],
+    ids=["nothing", "no-format", "unknown-format", "no-method", "no-base", "flag"],
+)
+def test_bad_exports_are_one_line(fewstep, words, message):
+    code, _, err = fewstep("export", *words)
+    assert code == 2 and err.startswith("fewstep: ") and message in err.strip().splitlines()[-1]
+
+
+def test_show_names_the_formats(fewstep):
+    code, out, err = fewstep("show", "sgmd")
+    assert code == 0, err
+    assert "exports to comfy: " in out and "2605.30116" in out

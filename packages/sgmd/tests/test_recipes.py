@@ -1,0 +1,177 @@
+"""The recipes: the card's settings, two real steps of each on a tiny Wan, and what the run leaves."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import WanPipeline
+from fewstep import plugins
+from fewstep.cli import main
+from fewstep.testing import tiny
+from fewstep.testing.objective import ObjectiveCase, ObjectiveSuite
+from fewstep.train.objective import UpdateSchedule
+from fewstep.train.optim import AdamW
+from fewstep_sgmd import SGMD
+from fewstep_sgmd.objective import Diversity, SGMDObjective, SiD
+from fewstep_sgmd.recipes import DIGITS_PROMPTS, sgmd_wan_1_3b, sgmd_wan_14b
+from safetensors.torch import load_file
+
+SIZES = {"frames": 5, "height": 32, "width": 32, "tokens": 6, "batch": 2, "steps": 2, "threads": 1, "device": "cpu"}
+SMALL = [word for name, value in SIZES.items() for word in (f"--{name}", str(value))]
+RECIPES = ("sgmd-digits", "dmd2-digits", "tsg-fisher-digits", "sid-digits", "sgmd-wan-1.3b", "sgmd-wan-14b")
+
+
+class TestSGMD(ObjectiveSuite):
+    @pytest.fixture(params=["fresh", "shared", "diversity", "paper", "tsg-fisher"])
+    def case(self, request, roles, make_batch):
+        fields = {
+            "fresh": {},
+            "shared": {"fake_sample": "shared"},
+            "diversity": {"diversity": Diversity()},
+            "paper": {"weights": "paper"},
+            "tsg-fisher": {"lam": 0.0, "schedule": UpdateSchedule(2)},
+        }
+        objective = SGMDObjective(roles=roles, **fields[request.param])
+        return ObjectiveCase(objective=objective, batch=lambda seed: make_batch(seed=seed))
+
+
+class TestSiD(ObjectiveSuite):
+    @pytest.fixture(params=[True, False])
+    def case(self, request, roles, make_batch):
+        objective = SiD(roles=roles, through_teacher=request.param)
+        return ObjectiveCase(objective=objective, batch=lambda seed: make_batch(seed=seed))
+
+
+def test_the_settings_of_the_card():
+    small, large = sgmd_wan_1_3b(), sgmd_wan_14b()
+    assert (small.steps, small.batch, small.accumulate, small.diversity) == (1000, 2, 1, 0.05)
+    assert (large.steps, large.batch, large.accumulate, large.diversity) == (5000, 1, 4, 0.0)
+    for recipe in (small, large):
+        assert (recipe.frames, recipe.height, recipe.width, recipe.tokens) == (81, 480, 832, 512)
+        assert (recipe.lam, recipe.weights, recipe.fake_sample, recipe.critic_updates) == (0.1, "official", "fresh", 1)
+        assert (recipe.guidance, recipe.shift, recipe.score_low, recipe.score_high) == (3.0, 5.0, 0.02, 0.98)
+        assert recipe.raw_steps == (1000, 750, 500, 250) and recipe.eta == 0 and recipe.clip == 10 and recipe.ema == 0
+        assert recipe.student == AdamW(lr=2e-6, betas=(0.0, 0.999), eps=1e-8, weight_decay=0.01)
+        assert recipe.critic == AdamW(lr=4e-7, betas=(0.0, 0.999), eps=1e-8, weight_decay=0.01)
+        assert recipe.precision == "bfloat16" and recipe.recompute and recipe.save_every == 100
+
+
+def test_a_recipe_hands_its_fields_to_the_objective(roles):
+    recipe = dataclasses.replace(
+        sgmd_wan_1_3b(),
+        fake_sample="shared",
+        weights="paper",
+        lam=0.2,
+        ts_schedule=True,
+        ts_schedule_max=True,
+        guidance=4.0,
+        diversity_anchor=3,
+        shift=8.0,
+    )
+    found = recipe.objective(roles)
+    assert (found.fake_sample, found.weights, found.lam, found.guidance) == ("shared", "paper", 0.2, 4.0)
+    assert found.ts_schedule and found.ts_schedule_max and found.schedule == UpdateSchedule(1)
+    assert found.diversity == Diversity(weight=0.05, anchor=3, steps=30, shift=8.0)
+    assert found.grid.shift == found.score_time.shift == 8.0
+    assert dataclasses.replace(recipe, diversity=0.0).objective(roles).diversity is None
+
+
+def test_the_arms_differ_only_where_they_should(roles):
+    recipes = {name: plugins.recipes()[name].load()() for name in RECIPES}
+    phases = {name: recipe.objective(roles).phases(0) for name, recipe in recipes.items()}
+    assert phases["dmd2-digits"] == phases["tsg-fisher-digits"] == ("student", *5 * ("critic",))
+    assert phases["sgmd-digits"] == phases["sid-digits"] == phases["sgmd-wan-1.3b"] == ("student", "critic")
+    sgmd = dataclasses.asdict(recipes["sgmd-digits"])
+    for name in ("dmd2-digits", "tsg-fisher-digits", "sid-digits"):
+        other = dataclasses.asdict(recipes[name])
+        assert {key for key in sgmd.keys() & other.keys() if sgmd[key] != other[key]} <= {"critic_updates", "lam"}
+    assert recipes["tsg-fisher-digits"].lam == 0
+    assert not recipes["sid-digits"].objective(roles).through_teacher
+
+
+def test_three_in_ten_prompts_of_digits_are_fast():
+    lines = DIGITS_PROMPTS.read_text(encoding="utf-8").split("\n")[:-1]
+    speeds = Counter(line.split()[-1] for line in lines if line.split()[-1] in ("slow", "fast"))
+    assert speeds["fast"] / speeds.total() == pytest.approx(0.3)
+    digits = Counter(line.split()[0] for line in lines)
+    assert len(digits) == 10 and len(set(digits.values())) == 1
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory) -> Path:
+    """A tiny pipeline as a folder, with prompts beside it."""
+    folder = tmp_path_factory.mktemp("teacher")
+    tiny.wan_pipeline().save_pretrained(folder / "wan")
+    (folder / "prompts.txt").write_text("a cat runs\na dog sleeps\n")
+    return folder / "wan"
+
+
+@pytest.fixture
+def train(teacher, tmp_path, monkeypatch, capsys):
+    """`fewstep train` of a recipe with the tiny teacher; returns the folder of the run."""
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
+
+    def run(name: str, *words: str) -> Path:
+        given = ["--teacher", str(teacher), "--prompts", str(teacher.with_name("prompts.txt")), *SMALL]
+        code = main(["train", name, "--out", str(tmp_path / "run"), *given, *words])
+        assert code == 0, capsys.readouterr().err
+        return tmp_path / "run"
+
+    return run
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_two_steps_of_each_recipe(name, train):
+    folder = train(name)
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    critic = 5 if name.startswith(("dmd2", "tsg")) else 1
+    assert [(line["student/updates"], line["critic/updates"]) for line in lines] == [(1, critic), (2, 2 * critic)]
+    before, after = (
+        tiny.wan().state_dict(),
+        load_file(folder / "student/transformer/diffusion_pytorch_model.safetensors"),
+    )
+    assert before.keys() == after.keys() and any(not torch.equal(before[key], after[key].float()) for key in before)
+
+
+def test_a_full_student_loads_with_diffusers_and_with_us(train, pipe, sample):
+    folder = train("sgmd-wan-1.3b", "--student.lr", "0.01") / "student"
+    theirs = WanPipeline.from_pretrained(folder)
+    theirs.set_progress_bar_config(disable=True)
+    method = SGMD.from_pretrained(folder)
+    assert method.size == (5, 32, 32) and method.weights == folder / "transformer/diffusion_pytorch_model.safetensors"
+    dense = sample(pipe, num_inference_steps=4, guidance_scale=1.0)
+    with method.apply(pipe):
+        ours = sample(pipe)
+    torch.testing.assert_close(sample(theirs, num_inference_steps=4, guidance_scale=1.0), ours, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(ours, dense, atol=1e-2)
+
+
+def test_a_lora_student_loads_with_diffusers_and_with_us(train, pipe, sample):
+    words = ["--lora-rank", "2", "--lora-alpha", "6", "--student.lr", "0.01", "--fake-sample", "shared"]
+    folder = train("sgmd-wan-1.3b", *words) / "student"
+    with SGMD.from_pretrained(folder).apply(pipe):
+        ours = sample(pipe)
+    pipe.load_lora_weights(folder)
+    with SGMD().apply(pipe):
+        torch.testing.assert_close(sample(pipe), ours, rtol=1e-3, atol=1e-4)
+    pipe.unload_lora_weights()
+    with SGMD().apply(pipe):
+        assert not torch.allclose(ours, sample(pipe), atol=1e-3)
+
+
+def test_the_plan_of_the_real_recipe_downloads_nothing(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "sgmd-wan-1.3b", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "1,418,996,800" in said and "LoRA" in said and "32 GPUs" in said and "latents of 16x21x60x104" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_ratios_are_refused_before_anything_is_loaded(capsys):
+    assert main(["train", "sgmd-digits", "--critic-updates", "5"]) == 2
+    assert "one to one" in capsys.readouterr().err
