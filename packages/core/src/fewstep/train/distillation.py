@@ -120,10 +120,7 @@ class Distillation(Recipe):
             raise UnsupportedModelError(f"{self.teacher} has a {found}; this recipe distils a WanTransformer3DModel")
         shape = wan.of_pipeline(pipe).latent(self.frames, self.height, self.width)
         data = embedded(pipe, self.teacher, lines, self.negative, tokens=self.tokens, shape=shape, world=world)
-        roles = self._roles(network)
-        for network in roles.networks():
-            network.to(world.device)
-        return Job(objective=self.objective(roles), data=data, pipe=pipe)
+        return Job(objective=self.objective(self._roles(network)), data=data, pipe=pipe)
 
     def skeleton(self) -> Job:
         sizes = wan.architecture(self.teacher)
@@ -146,7 +143,8 @@ class Distillation(Recipe):
         device = next(job.objective.roles.student.network.parameters()).device
         cond = data.take(range(self.show)).to(device)
         start = torch.randn(self.show, *data.shape, generator=torch.Generator().manual_seed(self.seed)).to(device)
-        videos = wan.decode(job.pipe, sample(job.objective.roles.student, self.grid, cond, start))
+        latents = sample(job.objective.roles.student, self.grid, cond, start)
+        videos = wan.decode(job.pipe, latents)
         return wan.sheet(videos, scale=max(1, 64 // videos.shape[-2]))
 
     def finish(self, job: Job, network: nn.Module, folder: Path) -> None:
