@@ -143,7 +143,8 @@ class Distillation(Recipe):
         device = next(job.objective.roles.student.network.parameters()).device
         cond = data.take(range(self.show)).to(device)
         start = torch.randn(self.show, *data.shape, generator=torch.Generator().manual_seed(self.seed)).to(device)
-        videos = wan.decode(job.pipe, sample(job.objective.roles.student, self.grid, cond, start))
+        latents = sample(job.objective.roles.student, self.grid, cond, start)
+        videos = wan.decode(job.pipe, latents)
         return wan.sheet(videos, scale=max(1, 64 // videos.shape[-2]))
 
     def finish(self, job: Job, network: Any, folder: Path) -> None:
