@@ -44,3 +44,31 @@ def prompt(length: int, *, batch: int = 1, seed: int = 0) -> Any:
     import torch
 
     return torch.randint(3, VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def wan(*, seed: int = 0, **overrides: Any) -> Any:
+    """A random ``WanTransformer3DModel`` of 2 layers, width 24, 2 heads, 3 channels and text width 8, in eval mode.
+
+    It takes latents ``[B, 3, F, H, W]`` with even ``H`` and ``W``, and conditions ``[B, T, 8]``.
+
+    Args:
+        seed: of the weights; the global generator is left as it was.
+        overrides: fields of its configuration.
+    """
+    import torch
+    from diffusers import WanTransformer3DModel
+
+    fields = {
+        "num_layers": 2,
+        "num_attention_heads": 2,
+        "attention_head_dim": 12,
+        "ffn_dim": 32,
+        "in_channels": 3,
+        "out_channels": 3,
+        "text_dim": 8,
+        "freq_dim": 16,
+        "rope_max_seq_len": 16,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return WanTransformer3DModel(**{**fields, **overrides}).eval()

@@ -1,0 +1,102 @@
+"""`Objective`: what is minimised, for which role, in which order. `Batch`: what it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from ..flow import Latent
+from .roles import Roles
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One micro-batch of one phase. All chance comes from its two generators, so that a run can be repeated."""
+
+    cond: Any
+    """Prompt embeddings ``[B, T, d]``, or what the roles' networks take."""
+    uncond: Any
+    """Those of the negative prompt, ``[1, T, d]``."""
+    shape: tuple[int, ...]
+    """Of one latent: ``(C, F, H, W)``."""
+    generator: torch.Generator
+    """Differs between micro-batches and ranks: noise, score times. On the device of the latents."""
+    shared: torch.Generator
+    """The same on all ranks and in all micro-batches of a phase: exit indices. On the CPU."""
+    clean: Latent | None = None
+    """Latents of real data; None where the student trains on its own samples."""
+    micro: int = 0
+    """Number of this micro-batch among those whose gradients are accumulated on this rank."""
+    figures: dict[str, Tensor | float] = field(default_factory=dict)
+    """What an objective writes here is logged beside the losses."""
+
+    def __len__(self) -> int:
+        return self.cond.shape[0]
+
+    def normal(self) -> Latent:
+        """Fresh noise ``[B, C, F, H, W]`` in float32."""
+        shape = (len(self), *self.shape)
+        if self.cond.device.type == "meta":  # a plan: sizes without numbers
+            return torch.empty(shape, device="meta")
+        return torch.randn(shape, generator=self.generator, device=self.generator.device)
+
+
+class Data(Protocol):
+    """Where conditions, and for some objectives clean latents, come from."""
+
+    shape: tuple[int, ...]
+    """Of one latent: ``(C, F, H, W)``."""
+    uncond: Any
+    """Condition without a prompt, ``[1, T, d]``."""
+
+    def draw(self, size: int, generator: torch.Generator) -> tuple[Any, Latent | None]:
+        """Conditions ``[size, T, d]`` and clean latents, or None for them; all chance comes from `generator` (CPU)."""
+
+
+class Objective(Protocol):
+    """The loss of a training method. The loop does nothing but this, for each step::
+
+    for role in objective.phases(step):
+        parts = objective.losses(role, batch, step)
+        sum(parts.values()).backward(); clip and step the role's optimiser; drop the gradients of all roles
+    """
+
+    roles: Roles
+
+    def phases(self, step: int) -> Sequence[str]:
+        """The roles that are updated in this step, in order; one may come several times. Steps count from 0."""
+
+    def losses(self, role: str, batch: Batch, step: int) -> Mapping[str, Tensor]:
+        """Named parts whose sum is minimised for `role`; the other roles' weights get no gradient from it.
+
+        Every phase has a batch of its own. Parts that are only to be seen go to ``batch.figures``.
+        """
+
+
+@dataclass(frozen=True)
+class UpdateSchedule:
+    """How often critic and student are updated.
+
+    LightX2V counts student updates: a step is one of the student and then `critic` of the critic. Self-Forcing and
+    Salt count critic updates: each step is one of the critic, and every `critic`-th step (the first among them)
+    updates the student before it. One run of n steps differs by the factor `critic` between the two.
+    """
+
+    critic: int = 5
+    """Critic updates for each student update."""
+    count: Literal["student", "critic"] = "student"
+    """Whose updates a step counts."""
+
+    def __post_init__(self) -> None:
+        if self.critic < 1:
+            raise ValueError(f"there must be at least one critic update for each student update, found {self.critic}")
+
+    def phases(self, step: int) -> tuple[str, ...]:
+        """The roles that step number `step` updates, in order."""
+        if self.count == "student":
+            return ("student", *("critic",) * self.critic)
+        return ("student", "critic") if step % self.critic == 0 else ("critic",)

@@ -1,0 +1,197 @@
+"""Roles: the networks that play student, critic and teacher, with weights of their own or LoRA adapters on one base."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from .. import flow
+from ..flow import Latent, Sigma
+from . import adapters
+
+Predict = Callable[[nn.Module, Latent, Float[Tensor, " b"], Any], Latent]
+"""``(network, noisy, sigma [B], cond) -> velocity``: how one family of networks is called."""
+
+
+def wan(network: nn.Module, noisy: Latent, sigma: Float[Tensor, " b"], cond: Float[Tensor, "b t d"]) -> Latent:
+    """Call a ``WanTransformer3DModel``: timestep ``1000 sigma``, not rounded; prompt embeddings as condition."""
+    timestep = flow.TRAIN_STEPS * sigma
+    return network(hidden_states=noisy, timestep=timestep, encoder_hidden_states=cond, return_dict=False)[0]
+
+
+@dataclass(eq=False)
+class Role:
+    """One network in one part: the weights it trains, and its predictions by the conventions of `fewstep.flow`."""
+
+    network: nn.Module
+    """Shared between roles that are adapters on one base."""
+    adapter: str | None = None
+    """Name of the LoRA adapter that is this role; None is the network as it is, with all adapters off."""
+    predict: Predict = wan
+    """How the network is called."""
+    autocast: torch.dtype | None = None
+    """Run the network under autocast to this type; None runs it in the type of its weights."""
+
+    def __post_init__(self) -> None:
+        self._layers = adapters.layers(self.network)
+
+    def velocity(self, noisy: Latent, sigma: Sigma, cond: Any) -> Latent:
+        """Predicted velocity ``eps - x`` in float32 (float64 from a float64 network), with gradients.
+
+        Args:
+            noisy: ``x_s``, ``[B, C, F, H, W]``.
+            sigma: noise level, a number or ``[B]``.
+            cond: prompt embeddings ``[B, T, d]``, or what `predict` of this role takes.
+        """
+        dtype = self.dtype
+        exact = torch.promote_types(dtype, torch.float32)
+        levels = torch.as_tensor(sigma, dtype=exact, device=noisy.device).expand(noisy.shape[0])
+        cond = cond.to(dtype) if isinstance(cond, Tensor) else cond
+        with adapters.using(self._layers, self.adapter), self._cast(noisy.device.type):
+            return self.predict(self.network, noisy.to(dtype), levels, cond).to(exact)
+
+    def clean(self, noisy: Latent, sigma: Sigma, cond: Any) -> Latent:
+        """Predicted clean latent ``x_s - s v``."""
+        return flow.clean_from_velocity(noisy, self.velocity(noisy, sigma, cond), sigma)
+
+    def _cast(self, device: str) -> Any:
+        if self.autocast is None or device == "meta":
+            return nullcontext()
+        return torch.autocast(device, self.autocast)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the first weight of the network, which its inputs are cast to."""
+        return next(self.network.parameters()).dtype
+
+    def state(self) -> dict[str, Tensor]:
+        """What this role trains, by name: all weights and buffers of the network, or those of the adapter."""
+        if self.adapter is None:
+            return self.network.state_dict()
+        return {k: v for k, v in self.network.state_dict().items() if adapters.belongs(k, self.adapter)}
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters among `state`."""
+        found = dict(self.network.named_parameters())
+        if self.adapter is None:
+            return {name: weight for name, weight in found.items() if not adapters.is_adapter(name)}
+        return {name: weight for name, weight in found.items() if adapters.belongs(name, self.adapter)}
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What an optimiser of this role updates."""
+        return list(self.named_parameters().values())
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Compute no weight gradients of this role, while gradients still flow through it to its input.
+
+        The backward pass (and with activation checkpointing its recomputation) belongs inside. Sharded weights keep
+        their flags, which `fully_shard` reads only once: their gradients are dropped by `Roles.zero_grad`.
+        """
+        if any(isinstance(weight, DTensor) for weight in self.parameters()):
+            yield
+            return
+        before = [(weight, weight.requires_grad) for weight in self.parameters()]
+        for weight, _ in before:
+            weight.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for weight, flag in before:
+                weight.requires_grad_(flag)
+
+
+class Roles(Mapping[str, Role]):
+    """The roles of one training run by name: ``roles.student``, ``roles["critic"]``."""
+
+    def __init__(self, **roles: Role) -> None:
+        self._roles = roles
+
+    def __getitem__(self, name: str) -> Role:
+        return self._roles[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._roles)
+
+    def __len__(self) -> int:
+        return len(self._roles)
+
+    def __getattr__(self, name: str) -> Role:
+        roles = self.__dict__.get("_roles", {})
+        if name not in roles:
+            raise AttributeError(f"there is no role {name!r}, only {', '.join(roles)}")
+        return roles[name]
+
+    def networks(self) -> list[nn.Module]:
+        """The distinct networks, in order of their roles."""
+        return list({id(role.network): role.network for role in self.values()}.values())
+
+    def zero_grad(self) -> None:
+        """Drop the gradients of all roles, whoever caused them."""
+        for network in self.networks():
+            network.zero_grad(set_to_none=True)
+
+    @contextmanager
+    def updating(self, name: str) -> Iterator[Role]:
+        """Freeze every role but one, forward and backward."""
+        with ExitStack() as stack:
+            for other, role in self.items():
+                if other != name:
+                    stack.enter_context(role.frozen())
+            yield self[name]
+
+
+def guided(role: Role, noisy: Latent, sigma: Sigma, cond: Tensor, uncond: Tensor, scale: float) -> Latent:
+    """Velocity with classifier-free guidance, ``v_u + w (v_c - v_u)``; both in one call of the network.
+
+    Args:
+        role: whose velocity.
+        noisy: ``x_s``, ``[B, C, F, H, W]``.
+        sigma: noise level, a number or ``[B]``.
+        cond: prompt embeddings ``[B, T, d]``.
+        uncond: those of the negative prompt, ``[B, T, d]`` or ``[1, T, d]``.
+        scale: ``w``; 1 is the conditional velocity, at half the cost. Codes that write ``v_c + g (v_c - v_u)`` have
+            ``g = w - 1``.
+    """
+    if scale == 1:
+        return role.velocity(noisy, sigma, cond)
+    both = torch.cat([cond, uncond.expand_as(cond)])
+    levels = torch.as_tensor(sigma, device=noisy.device).expand(noisy.shape[0])
+    with_prompt, without = role.velocity(noisy.repeat(2, *[1] * (noisy.ndim - 1)), levels.repeat(2), both).chunk(2)
+    return without + scale * (with_prompt - without)
+
+
+def full_roles(network: nn.Module, *, predict: Predict = wan) -> Roles:
+    """Student and critic as copies of `network` with weights of their own, and the frozen teacher."""
+    student, critic = copy.deepcopy(network), copy.deepcopy(network)
+    roles = Roles(**{n: Role(m, predict=predict) for n, m in (("student", student), ("critic", critic))})
+    for role in roles.values():
+        role.network.requires_grad_(True)
+    return Roles(**roles, teacher=Role(network.requires_grad_(False), predict=predict))
+
+
+def lora_roles(
+    network: nn.Module, *, rank: int, alpha: float, targets: Sequence[str], seed: int = 0, predict: Predict = wan
+) -> Roles:
+    """Student and critic as LoRA adapters on `network`, which without them is the teacher: one copy of the weights.
+
+    Args:
+        network: a diffusers model; it gets the adapters ``student`` and ``critic`` and is frozen otherwise.
+        rank: of both adapters.
+        alpha: the adapter's output is scaled by ``alpha / rank``.
+        targets: endings of the names of the linear layers that get adapters.
+        seed: of the random half of the adapters; the other half is zero, so that both start as the teacher.
+        predict: how the network is called.
+    """
+    adapters.add(network, ("student", "critic"), rank=rank, alpha=alpha, targets=targets, seed=seed)
+    names = ("student", "critic", None)
+    student, critic, teacher = (Role(network, adapter=name, predict=predict) for name in names)
+    return Roles(student=student, critic=critic, teacher=teacher)

@@ -1,0 +1,94 @@
+"""Backward simulation: the student makes its own training inputs, from noise down to an exit step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import flow
+from ..flow import Latent, StepGrid
+from .parallel import agree
+from .roles import Role
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """One simulated sample of a few-step student, left at the exit step; everything a loss may ask about it."""
+
+    x: Latent
+    """The clean prediction at the exit step; carries the gradient where one was asked for."""
+    noisy: Latent
+    """What the student saw at the exit step, without gradient."""
+    velocity: Latent
+    """What it predicted there."""
+    sigma: float
+    """Noise level of the exit step."""
+    exit: int
+    """Index of the exit step in the grid."""
+    cond: Any
+    """Condition of the sample."""
+    start: Latent
+    """The noise it began with."""
+
+
+def draw_exit(grid: StepGrid, generator: torch.Generator, first: int = 0) -> int:
+    """An exit index, uniform over ``first..K-1`` and the same on all ranks: that of rank 0.
+
+    Ranks with different indices would run different numbers of forward passes, which sharded networks cannot.
+    """
+    return agree(int(torch.randint(first, len(grid), (), generator=generator)))
+
+
+def rollout(
+    role: Role,
+    grid: StepGrid,
+    cond: Any,
+    start: Latent,
+    exit: int,
+    *,
+    grad: bool,
+    eta: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Rollout:
+    """Run `role` over the levels of `grid` from noise to the exit step; only that step may have a gradient.
+
+    Args:
+        role: the student.
+        grid: its levels; the first is 1.
+        cond: prompt embeddings ``[B, T, d]``.
+        start: noise ``[B, C, F, H, W]``.
+        exit: index of the step whose clean prediction is the sample, 0..K-1.
+        grad: record the graph of the exit step.
+        eta: how it goes from level to level: 0 Euler (bidirectional models), 1 fresh noise (autoregressive ones), and
+            between them `fewstep.flow.cps`.
+        generator: of the fresh noise; needed for ``eta > 0``.
+    """
+    sigmas: list[float] = grid.sigmas.tolist()
+    noisy = start
+    with torch.no_grad():
+        for sigma, following in zip(sigmas[:exit], sigmas[1:], strict=False):
+            noisy = transition(noisy, role.velocity(noisy, sigma, cond), sigma, following, eta, generator)
+    with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
+        velocity = role.velocity(noisy, sigmas[exit], cond)
+        x = flow.clean_from_velocity(noisy, velocity, sigmas[exit])
+    return Rollout(x=x, noisy=noisy, velocity=velocity, sigma=sigmas[exit], exit=exit, cond=cond, start=start)
+
+
+def transition(
+    noisy: Latent, velocity: Latent, sigma: float, following: float, eta: float, generator: torch.Generator | None
+) -> Latent:
+    """One step to the next level; see `rollout` for `eta`."""
+    if eta == 0:
+        return flow.euler(noisy, velocity, sigma, following)
+    mean, sd = flow.cps(noisy, velocity, sigma, following, eta)
+    fresh = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=torch.float32)
+    return mean + sd * fresh
+
+
+@torch.no_grad()
+def sample(role: Role, grid: StepGrid, cond: Any, start: Latent) -> Tensor:
+    """What a user gets from a few-step student: all Euler steps of the grid, without guidance."""
+    return rollout(role, grid, cond, start, len(grid) - 1, grad=False).x
