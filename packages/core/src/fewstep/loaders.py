@@ -100,7 +100,7 @@ def _pipeline(folder: Path, name: str, dtype: Any, device: str, weights: Weights
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     # diffusers saves a pipeline without a VAE, but loads it only when told so
     absent = {part: None for part, source in index.items() if source == [None, None]}
-    pipe = diffusers.DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, use_safetensors=True, **absent)
+    pipe = diffusers.DiffusionPipeline.from_pretrained(folder, dtype=dtype, use_safetensors=True, **absent)
     return Loaded(model=pipe.to(device), name=name, weights=weights)
 
 

@@ -13,3 +13,16 @@ def fewstep_kernels():
             paper="2508.06447",
         )
     ]
+
+
+@hookimpl
+def fewstep_recipes():
+    return [
+        Card(
+            name="dmd2",
+            summary="distil a Wan model into a few steps: reverse KL, five critic updates for each of the student",
+            target="fewstep.train.distillation:DMD2Recipe",
+            paper="2405.14867",
+            models=("WanTransformer3DModel",),
+        )
+    ]

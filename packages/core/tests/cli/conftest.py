@@ -189,7 +189,7 @@ def environment(toy: Path) -> Callable[..., dict[str, str]]:
 
     def make(*sites: Path, **extra: str) -> dict[str, str]:
         kept = {key: value for key, value in os.environ.items() if not key.startswith("FEWSTEP_")}
-        path = os.pathsep.join(map(str, (toy, *sites)))
+        path = os.pathsep.join(map(str, (toy, *sites, *filter(None, [os.environ.get("PYTHONPATH")]))))
         return {**kept, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "COLUMNS": "200", **extra}
 
     return make

@@ -29,7 +29,7 @@ print("restored", torch.equal(model(x), before), all(torch.equal(v, state[k]) fo
 def test_without_a_verb_it_teaches(fewstep):
     bare, asked = fewstep(), fewstep("--help")
     assert bare.returncode == asked.returncode == 0 and bare.stdout == asked.stdout
-    for verb in ("list", "show", "run", "bench", "fit", "report", "kernels", "push"):
+    for verb in ("list", "show", "run", "bench", "fit", "train", "report", "kernels", "push"):
         assert f"\n  {verb} " in bare.stdout and f"fewstep {verb}" in bare.stdout
 
 

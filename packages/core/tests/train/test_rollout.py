@@ -102,7 +102,7 @@ def gaussian(mean: float, variance: float):
 
 
 def test_the_gradient_for_gaussians_is_the_closed_form(make_batch):
-    """Student N(.7, .8^2) with an exact critic, teacher N(.2, 1.5), sigma .6: without the normaliser (.3, -.1428374)."""
+    """Student N(.7, .8^2), exact critic, teacher N(.2, 1.5), sigma .6: without the normaliser (.3, -.1428374)."""
     student = Role(Affine(0.7, 0.8), predict=lambda net, z, sigma, cond: z - (net.m + net.s * z))
     critic = Role(Affine(0, 0), predict=gaussian(0.7, 0.64))
     teacher = Role(Affine(0, 0), predict=gaussian(0.2, 1.5))

@@ -24,7 +24,7 @@ class Verb:
 
 VERBS = {
     "list": Verb(
-        "fewstep.cli.listing:list_cards", "what is installed: methods, models, tasks, kernels", "fewstep list"
+        "fewstep.cli.listing:list_cards", "what is installed: methods, models, tasks, recipes, kernels", "fewstep list"
     ),
     "show": Verb(
         "fewstep.cli.show:show", "one of them: fields and their meaning, measured rows", "fewstep show slim-infer"
@@ -43,6 +43,11 @@ VERBS = {
         "fewstep.cli.use:fit",
         "calibrate, search or prune: make a method that fits one model",
         "fewstep fit slim-infer --model ./my-llm --out fitted/",
+    ),
+    "train": Verb(
+        "fewstep.cli.train:train",
+        "a recipe: distil a few-step student, or train a model",
+        "fewstep train dmd2 --teacher ./my-wan --prompts prompts.txt --steps 2000",
     ),
     "report": Verb(
         "fewstep.cli.publish:report", "measured rows as tables and figures", "fewstep report results/ --html out.html"

@@ -7,7 +7,7 @@ import dataclasses
 import io
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -27,6 +27,8 @@ class Group:
     """``task``: a field whose name an earlier group has already is typed ``--task.name``."""
     hidden: bool = False
     """No flags, but its names stay taken, so that those of later groups do not change."""
+    default: Callable[[], Any] | None = None
+    """Makes an instance whose values are the defaults; None for those of the class."""
 
 
 def parse(prog: str, description: str, words: Sequence[str], groups: Sequence[Group]) -> list[Any]:
@@ -44,10 +46,10 @@ def parse(prog: str, description: str, words: Sequence[str], groups: Sequence[Gr
         title = re.sub(r"\W", "_", group.title)
         title = f"{title}_{number}" if title in fields else title
         if not group.hidden:
-            fields[title] = tyro.conf.OmitArgPrefixes[_renamed(group, taken)]  # type: ignore[index]
+            fields[title] = _shown(group, taken)
         shown.append(None if group.hidden else (title, group.cls))
         taken |= {field.name for field in dataclasses.fields(group.cls)}
-    composed = dataclasses.make_dataclass("Flags", fields.items())
+    composed = dataclasses.make_dataclass("Flags", [(name, *field) for name, field in fields.items()], kw_only=True)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -66,6 +68,19 @@ def peek(words: Sequence[str], flag: str) -> str | None:
         if name.replace("_", "-") == flag:
             return value if equals else next(iter(words[index + 1 : index + 2]), None)
     return None
+
+
+def _shown(group: Group, taken: set[str]) -> tuple[Any, dataclasses.Field]:
+    """The field of a group in what tyro parses."""
+    import tyro
+
+    cls = _renamed(group, taken)
+    hints = typing.get_type_hints(cls)
+    if any(dataclasses.is_dataclass(hint) for hint in hints.values()):
+        kind = Annotated[cls, tyro.conf.arg(name="")]  # names inside names stay: --student.lr
+    else:
+        kind = tyro.conf.OmitArgPrefixes[cls]  # type: ignore[index]
+    return kind, dataclasses.field(default_factory=group.default) if group.default else dataclasses.field()
 
 
 def _renamed(group: Group, taken: set[str]) -> type:

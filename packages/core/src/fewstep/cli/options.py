@@ -44,20 +44,7 @@ class ModelOptions:
         if self.threads < 1:
             raise ValueError(f"--threads must be at least 1, found {self.threads}")
         torch.set_num_threads(self.threads)
-        return load(self.model, dtype=self.dtype, device=self._device())
-
-    def _device(self) -> str:
-        import torch
-
-        if self.device == "auto":
-            return "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            kind = torch.device(self.device).type
-        except RuntimeError as error:
-            raise ValueError(f"--device {self.device}: {str(error).splitlines()[0]}") from error
-        if kind == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"--device {self.device}: torch {torch.__version__} finds no CUDA device here")
-        return self.device
+        return load(self.model, dtype=self.dtype, device=chosen_device(self.device))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +53,25 @@ class MethodModelOptions(ModelOptions):
 
     method_from: Path | None = None
     """Folder (or hub id) of a saved or fitted method, used instead of the method's flags."""
+
+
+def chosen_device(device: str) -> str:
+    """The device that ``--device`` names, and the GPU where there is one for ``auto``.
+
+    Raises:
+        ValueError: no such device.
+    """
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {device}: torch {torch.__version__} finds no CUDA device here")
+    return device
 
 
 def named(verb: str, words: list[str], kind: str, cards: dict[str, Card]) -> tuple[Card, list[str]]:
@@ -107,6 +113,7 @@ def quiet() -> None:
     logging.basicConfig(format="fewstep: %(message)s", level=logging.WARNING)
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 def _one_line(message: Warning | str, category: type[Warning], *_args: object, **_kwargs: object) -> None:

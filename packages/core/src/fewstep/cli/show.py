@@ -46,17 +46,19 @@ def _show(kind: str, card: Card) -> None:
     if kind == "methods":
         print(f"occupies: {', '.join(sorted(target.seams))}")
     print(f"\n{inspect.getdoc(target) or ''}\n" if inspect.isclass(target) or inspect.isfunction(target) else "")
-    if dataclasses.is_dataclass(target) and isinstance(target, type):
+    if kind == "recipes" and not inspect.isclass(target):
+        show_table("fields", ("field", "value", "meaning"), fields(type(chosen := target()), chosen))
+    elif dataclasses.is_dataclass(target) and isinstance(target, type):
         show_table("fields", ("field", "default", "meaning"), fields(target))
     if kind in ("methods", "tasks"):
         _show_measured(kind, card.name)
 
 
-def fields(cls: type) -> list[tuple[str, str, str]]:
-    """Name, default and meaning of every field of a dataclass."""
+def fields(cls: type, values: Any = None) -> list[tuple[str, str, str]]:
+    """Name, default (or the value that `values` has) and meaning of every field of a dataclass."""
     documented = docstrings(cls)
     return [
-        (field.name, _default(field), documented.get(field.name, ""))
+        (field.name, repr(getattr(values, field.name)) if values else _default(field), documented.get(field.name, ""))
         for field in dataclasses.fields(cls)  # type: ignore[arg-type]
     ]
 

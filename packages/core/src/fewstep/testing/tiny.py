@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 LAYERS, WIDTH, HEADS, KV_HEADS, FFN, VOCABULARY = 6, 64, 4, 2, 128, 97
+TEXT_WIDTH = 8
+"""Of the text encoder that conditions `wan`."""
+WORDS = ("<pad>", "<unk>", "a", "cat", "dog", "runs", "sleeps", "fast")
 
 
 def causal_lm(family: str = "llama", *, seed: int = 0, **overrides: Any) -> Any:
@@ -65,10 +68,44 @@ def wan(*, seed: int = 0, **overrides: Any) -> Any:
         "ffn_dim": 32,
         "in_channels": 3,
         "out_channels": 3,
-        "text_dim": 8,
+        "text_dim": TEXT_WIDTH,
         "freq_dim": 16,
         "rope_max_seq_len": 16,
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return WanTransformer3DModel(**{**fields, **overrides}).eval()
+
+
+def wan_pipeline(*, seed: int = 0, **overrides: Any) -> Any:
+    """A random ``WanPipeline`` of real classes around `wan`; clips are multiples of 16 pixels.
+
+    The tokenizer knows the words of `WORDS`; the VAE shrinks space by 8 and time by 4.
+
+    Args:
+        seed: of the weights; the global generator is left as it was.
+        overrides: fields of the transformer's configuration.
+    """
+    import torch
+    from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    text = UMT5Config(vocab_size=len(WORDS), d_model=TEXT_WIDTH, d_kv=4, d_ff=32, num_layers=1, num_heads=2)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder = UMT5EncoderModel(text).eval()
+        vae = AutoencoderKLWan(
+            base_dim=8, z_dim=3, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.0] * 3, latents_std=[1.0] * 3
+        ).eval()
+    pipe = WanPipeline(
+        tokenizer=PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", unk_token="<unk>"),
+        text_encoder=encoder,
+        vae=vae,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=5.0),
+        transformer=wan(seed=seed, **overrides),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

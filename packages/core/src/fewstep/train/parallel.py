@@ -38,6 +38,12 @@ def join(device: str = "cpu") -> World:
     return World(dist.get_rank(), size, torch.device("cuda", local) if cuda else torch.device(device))
 
 
+def leave() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def alone() -> bool:
     """Is there no other process?"""
     return not dist.is_initialized() or dist.get_world_size() == 1

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -39,6 +41,8 @@ class Role:
     """How the network is called."""
     autocast: torch.dtype | None = None
     """Run the network under autocast to this type; None runs it in the type of its weights."""
+    dtype: torch.dtype | None = None
+    """Type that inputs are cast to; None is that of most weights."""
 
     def __post_init__(self) -> None:
         self._layers = adapters.layers(self.network)
@@ -51,10 +55,10 @@ class Role:
             sigma: noise level, a number or ``[B]``.
             cond: prompt embeddings ``[B, T, d]``, or what `predict` of this role takes.
         """
-        dtype = self.dtype
+        dtype = self.dtype or self._weights_dtype or noisy.dtype
         exact = torch.promote_types(dtype, torch.float32)
         levels = torch.as_tensor(sigma, dtype=exact, device=noisy.device).expand(noisy.shape[0])
-        cond = cond.to(dtype) if isinstance(cond, Tensor) else cond
+        cond = cond.to(dtype) if isinstance(cond, Tensor) and cond.is_floating_point() else cond
         with adapters.using(self._layers, self.adapter), self._cast(noisy.device.type):
             return self.predict(self.network, noisy.to(dtype), levels, cond).to(exact)
 
@@ -67,10 +71,13 @@ class Role:
             return nullcontext()
         return torch.autocast(device, self.autocast)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the first weight of the network, which its inputs are cast to."""
-        return next(self.network.parameters()).dtype
+    @cached_property
+    def _weights_dtype(self) -> torch.dtype | None:
+        # not that of the first weight: models in half precision keep a few of them in float32
+        counts: Counter[torch.dtype] = Counter()
+        for weight in self.network.parameters():
+            counts[weight.dtype] += weight.numel()
+        return counts.most_common(1)[0][0] if counts else None
 
     def state(self) -> dict[str, Tensor]:
         """What this role trains, by name: all weights and buffers of the network, or those of the adapter."""
@@ -129,6 +136,11 @@ class Roles(Mapping[str, Role]):
         if name not in roles:
             raise AttributeError(f"there is no role {name!r}, only {', '.join(roles)}")
         return roles[name]
+
+    @property
+    def main(self) -> Role:
+        """The first role: the one that the run is for."""
+        return next(iter(self.values()))
 
     def networks(self) -> list[nn.Module]:
         """The distinct networks, in order of their roles."""

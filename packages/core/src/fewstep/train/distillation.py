@@ -1,0 +1,196 @@
+"""Recipes that distil a Wan model into a few-step student, from prompts alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from ..errors import UnsupportedModelError
+from ..flow import ScoreTime, StepGrid
+from ..loaders import load
+from . import wan
+from .dmd2 import DMD2
+from .objective import Objective, UpdateSchedule
+from .optim import AdamW
+from .parallel import World
+from .prompts import embedded, read_prompts
+from .recipe import Job, Recipe, free
+from .roles import Roles, full_roles, lora_roles
+from .rollout import sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation(Recipe):
+    """Student and critic begin as the teacher; methods say in `objective` what is minimised."""
+
+    teacher: str
+    """A Wan pipeline: a name from `fewstep list`, a local folder, or a hub id."""
+    prompts: Path
+    """Text file with one prompt on each line; embedded once and kept in the cache."""
+    negative: str = wan.NEGATIVE
+    """Prompt that the teacher's guidance leads away from."""
+    tokens: int = 512
+    """Rows of a prompt embedding; WanPipeline pads to 512."""
+    frames: int = 81
+    """Frames of a video."""
+    height: int = 480
+    """Pixels."""
+    width: int = 832
+    """Pixels."""
+    raw_steps: tuple[int, ...] = (1000, 750, 500, 250)
+    """Steps of the student before the shift."""
+    shift: float = 5.0
+    """Time shift of the student's steps and of the score times."""
+    eta: float = 0.0
+    """Between the student's steps: 0 Euler, 1 fresh noise."""
+    score_low: float = 0.02
+    """Lowest noise level at which critic and teacher are compared."""
+    score_high: float = 0.98
+    """Highest noise level at which critic and teacher are compared."""
+    guidance: float = 3.0
+    """Scale w of the teacher's guidance, v_u + w (v_c - v_u)."""
+    critic_updates: int = 5
+    """Critic updates for each student update."""
+    count: Literal["student", "critic"] = "student"
+    """Whose updates a step counts."""
+    student: AdamW = AdamW(lr=2e-6)
+    """Optimiser of the student."""
+    critic: AdamW = AdamW(lr=4e-7)
+    """Optimiser of the critic."""
+    lora_rank: int = 0
+    """Train LoRA adapters of this rank on one base; 0 trains all weights of two copies."""
+    lora_alpha: float = 64.0
+    """Adapters are scaled by alpha / rank."""
+    lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
+    """Endings of the names of the layers that get adapters."""
+    show: int = free(4)
+    """Prompts on a sample sheet."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lora_rank < 0 or self.tokens < 1 or self.show < 1:
+            raise ValueError("lora_rank must be 0 or more, tokens and show at least 1")
+        self.grid, self.score_time, self.schedule  # noqa: B018  # wrong values are answered at once
+
+    @property
+    def grid(self) -> StepGrid:
+        """Levels of the student."""
+        return StepGrid(self.raw_steps, self.shift)
+
+    @property
+    def score_time(self) -> ScoreTime:
+        """Levels of the comparison."""
+        return ScoreTime(self.shift, self.score_low, self.score_high)
+
+    @property
+    def schedule(self) -> UpdateSchedule:
+        """Order of the updates."""
+        return UpdateSchedule(self.critic_updates, self.count)
+
+    def objective(self, roles: Roles) -> Objective:
+        """What is minimised; DMD2 unless a method overrides it."""
+        return DMD2(
+            roles=roles,
+            grid=self.grid,
+            score_time=self.score_time,
+            guidance=self.guidance,
+            eta=self.eta,
+            schedule=self.schedule,
+        )
+
+    def settings(self, world: World) -> dict[str, Any]:
+        digest = hashlib.sha256("\n".join(read_prompts(self.prompts)).encode()).hexdigest()
+        return {**super().settings(world), "prompts.sha256": digest[:16]}
+
+    def optimisers(self) -> Mapping[str, AdamW]:
+        return {"student": self.student, "critic": self.critic}
+
+    def build(self, world: World) -> Job:
+        lines = read_prompts(self.prompts)
+        pipe = load(self.teacher).model
+        network = getattr(pipe, "transformer", None)
+        if type(network).__name__ != "WanTransformer3DModel":
+            found = type(network or pipe).__name__
+            raise UnsupportedModelError(f"{self.teacher} has a {found}; this recipe distils a WanTransformer3DModel")
+        shape = wan.of_pipeline(pipe).latent(self.frames, self.height, self.width)
+        data = embedded(pipe, self.teacher, lines, self.negative, tokens=self.tokens, shape=shape, world=world)
+        roles = self._roles(network)
+        for network in roles.networks():
+            network.to(world.device)
+        return Job(objective=self.objective(roles), data=data, pipe=pipe)
+
+    def skeleton(self) -> Job:
+        sizes = wan.architecture(self.teacher)
+        shape = sizes.latent(self.frames, self.height, self.width)
+        width = sizes.transformer.get("text_dim", 4096)
+        return Job(objective=self.objective(self._roles(sizes.empty())), data=Sizes(shape, self.tokens, width))
+
+    def _roles(self, network: nn.Module) -> Roles:
+        """Roles with trained weights in float32, and frozen ones in the precision of the recipe."""
+        if self.lora_rank:
+            _lower(network, self.precision)
+            rank, alpha, targets = self.lora_rank, self.lora_alpha, self.lora_targets
+            return lora_roles(network, rank=rank, alpha=alpha, targets=targets, seed=self.seed)
+        roles = full_roles(network)
+        _lower(roles.teacher.network, self.precision)
+        return roles
+
+    def sheet(self, job: Job) -> Any:
+        data: Any = job.data
+        device = next(job.objective.roles.student.network.parameters()).device
+        cond = data.take(range(self.show)).to(device)
+        start = torch.randn(self.show, *data.shape, generator=torch.Generator().manual_seed(self.seed)).to(device)
+        latents = sample(job.objective.roles.student, self.grid, cond, start)
+        return wan.sheet(wan.decode(job.pipe, latents), scale=max(1, 64 // self.height))
+
+    def finish(self, job: Job, network: nn.Module, folder: Path) -> None:
+        """A pipeline folder, or with LoRA the adapter; both with the scheduler that runs the student's steps."""
+        pipe = job.pipe
+        scheduler = self.grid.scheduler(stochastic=self.eta == 1)
+        if not self.lora_rank:
+            pipe.transformer, pipe.scheduler = network, scheduler
+            pipe.save_pretrained(folder)
+            return
+        from peft import get_peft_model_state_dict
+
+        layers = {k: v.detach().cpu() for k, v in get_peft_model_state_dict(network, adapter_name="student").items()}
+        config = network.peft_config["student"].to_dict()
+        pipe.save_lora_weights(folder, transformer_lora_layers=layers, transformer_lora_adapter_metadata=config)
+        scheduler.save_pretrained(folder / "scheduler")
+
+    def what_is_saved(self) -> str:
+        if self.lora_rank:
+            return "pytorch_lora_weights.safetensors for diffusers, and the scheduler with the student's steps"
+        return "a diffusers pipeline folder: the student's transformer, and the scheduler with its steps"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DMD2Recipe(Distillation):
+    """DMD2: five critic updates for each student update."""
+
+
+class Sizes:
+    """Data on the meta device, for plans."""
+
+    def __init__(self, shape: tuple[int, ...], tokens: int, width: int) -> None:
+        self.shape, self.tokens, self.width = shape, tokens, width
+        self.uncond = torch.empty(1, tokens, width, device="meta")
+
+    def draw(self, size: int, generator: torch.Generator) -> tuple[torch.Tensor, None]:
+        return torch.empty(size, self.tokens, self.width, device="meta"), None
+
+
+def _lower(network: nn.Module, precision: str) -> None:
+    """Cast weights to half precision, but not those that the model wants in float32."""
+    if precision == "float32":
+        return
+    keep = set(getattr(network, "_keep_in_fp32_modules", None) or ())
+    for name, weight in network.named_parameters():
+        if not keep & set(name.split(".")):
+            weight.data = weight.data.to(getattr(torch, precision))

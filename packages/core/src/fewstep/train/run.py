@@ -1,0 +1,210 @@
+"""One training run in one folder: started or resumed, logged, saved, interrupted, finished."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from ..errors import FewstepError
+from . import parallel, sharding
+from .checkpoint import Checkpoints, read_state
+from .log import Log, Tracker
+from .loop import Loop, LossError
+from .parallel import World
+from .recipe import Job, Recipe
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class Watch(Protocol):
+    """Who follows a run; called on the first rank only."""
+
+    def step(self, done: int, total: int, figures: dict[str, float]) -> None:
+        """A step is over; `done` of `total` are."""
+
+    def say(self, text: str) -> None:
+        """Something worth a line: a checkpoint, a sample sheet, the end."""
+
+
+class Run:
+    """A run of `recipe` in the folder `out`, from the beginning or from its last checkpoint.
+
+    The folder holds ``run.json`` (all settings), ``log.jsonl``, ``checkpoints/``, ``samples/`` and at the end
+    ``student/``.
+    """
+
+    def __init__(self, recipe: Recipe, out: Path, world: World, watch: Watch, name: str = "") -> None:
+        self.recipe, self.out, self.world = recipe, out, world
+        self.watch: Watch = watch if world.first else _Silent()
+        self.sharded = world.size > 1 and recipe.parallel == "shard"
+        self.checkpoints = Checkpoints(out / "checkpoints", world, self.sharded)
+        self.log = Log(out / "log.jsonl" if world.first else None)
+        self.name = name or type(recipe).__name__
+        self.seconds = 0.0
+
+    def train(self, *, resume: bool = False) -> Path:
+        """Train to the end and return the folder of the student.
+
+        Raises:
+            FewstepError: the folder holds another run, a checkpoint cannot be read or written, or the loss explodes.
+            KeyboardInterrupt: after Ctrl-C or SIGTERM, when the step was finished and saved.
+        """
+        found = self._prepare(resume)
+        torch.manual_seed(self.recipe.seed)
+        job = self.recipe.build(self.world)
+        empty = self._place(job)
+        loop = Loop(self.recipe, job, self.world)
+        first = self._restore(loop, found)
+        if self.world.first:
+            self._describe()
+        tracker = Tracker(self.recipe.tracker if self.world.first else "none", self.name, self._fields())
+        with closing(tracker), _signals() as stop:
+            for step in range(first, self.recipe.steps):
+                self._step(loop, step, tracker)
+                self._keep(loop, step + 1, stop)
+        return self._finish(loop, empty)
+
+    def _prepare(self, resume: bool) -> Path | None:
+        """The checkpoint to go on from; nothing is changed before it is known to fit."""
+        found = self.checkpoints.newest()
+        if found and not resume:
+            raise FewstepError(f"{self.out} holds a run ({found.name}): go on with --resume, or choose another --out")
+        if found:
+            saved, here = read_state(found)["settings"], self.recipe.settings(self.world)
+            changed = [key for key in sorted({*saved, *here}) if saved.get(key) != here.get(key)]
+            if changed:
+                listed = ", ".join(f"{key} {saved.get(key)} -> {here.get(key)}" for key in changed)
+                raise FewstepError(f"{found} was made with other settings: {listed}; use those, or another --out")
+        parallel.barrier()
+        self.checkpoints.folder.mkdir(parents=True, exist_ok=True)
+        self.checkpoints.clean()
+        return found
+
+    def _place(self, job: Job) -> torch.nn.Module | None:
+        """Put precision, recomputation and sharding into effect."""
+        roles, dtype = job.objective.roles, DTYPES[self.recipe.precision]
+        if self.recipe.recompute:
+            sharding.recompute(roles)
+        if self.sharded:
+            empty = sharding.hull(roles.main.network)
+            sharding.shard(roles, self.world, dtype)
+            return empty
+        for role in roles.values():
+            role.autocast = None if dtype == torch.float32 else dtype
+        return None
+
+    def _restore(self, loop: Loop, found: Path | None) -> int:
+        torch.manual_seed(self.recipe.seed + self.world.rank)
+        done = 0
+        if found:
+            state = self.checkpoints.load(found, loop.tensors())
+            done, self.seconds, loop.updates = state["step"], state["seconds"], state["updates"]
+            self.watch.say(f"going on from {found}")
+        self.log.cut(done)
+        return done
+
+    def _step(self, loop: Loop, step: int, tracker: Tracker) -> None:
+        began = time.perf_counter()
+        try:
+            figures = loop.step(step)
+        except LossError as error:
+            kept = self.checkpoints.newest()
+            raise FewstepError(
+                f"{error}; " + (f"the last good checkpoint is {kept}" if kept else "none was saved")
+            ) from error
+        self.seconds += time.perf_counter() - began
+        counters = {f"{name}/updates": count for name, count in loop.updates.items()}
+        line = {"step": step + 1, "seconds": self.seconds, **counters, **figures}
+        self.log.write(line)
+        tracker.write(line)
+        self.watch.step(step + 1, self.recipe.steps, figures)
+
+    def _keep(self, loop: Loop, done: int, stop: list[int]) -> None:
+        stopped, last = parallel.anywhere(bool(stop)), done == self.recipe.steps
+        if stopped or last or done % self.recipe.save_every == 0:
+            state = {
+                "step": done,
+                "seconds": self.seconds,
+                "updates": loop.updates,
+                "settings": self.recipe.settings(self.world),
+                "versions": {name: version(name) for name in ("fewstep-core", "torch")},
+            }
+            self.watch.say(f"saved {self.checkpoints.save(done, loop.tensors(), state)}")
+        if last or (self.recipe.sample_every and done % self.recipe.sample_every == 0):
+            self._sheet(loop, done)
+        if stopped and not last:
+            raise KeyboardInterrupt
+
+    def _sheet(self, loop: Loop, done: int) -> None:
+        with torch.random.fork_rng(), loop.ema.applied() if loop.ema else nullcontext():
+            image = self.recipe.sheet(loop.job)
+        if image is not None and self.world.first:
+            path = self.out / "samples" / f"step-{done:08d}.png"
+            path.parent.mkdir(exist_ok=True)
+            part = path.with_suffix(".part.png")
+            image.save(part)
+            os.replace(part, path)
+            self.watch.say(f"samples: {path}")
+
+    def _finish(self, loop: Loop, empty: torch.nn.Module | None) -> Path:
+        final, part = self.out / "student", self.out / ".student.part"
+        with loop.ema.applied() if loop.ema else nullcontext():
+            network: Any = loop.roles.main.network
+            if empty is not None:
+                network = sharding.whole(network, empty, self.world)
+            if self.world.first:
+                shutil.rmtree(part, ignore_errors=True)
+                self.recipe.finish(loop.job, network, part)
+                shutil.rmtree(final, ignore_errors=True)
+                os.replace(part, final)
+        parallel.barrier()
+        self.watch.say(f"the student is in {final}")
+        return final
+
+    def _describe(self) -> None:
+        text = json.dumps({"recipe": self.name, "processes": self.world.size, "fields": self._fields()}, indent=1)
+        part = self.out / "run.json.part"
+        part.write_text(text + "\n", encoding="utf-8")
+        os.replace(part, self.out / "run.json")
+
+    def _fields(self) -> dict[str, Any]:
+        return json.loads(json.dumps(dataclasses.asdict(self.recipe), default=str))
+
+
+class _Silent:
+    def step(self, done: int, total: int, figures: dict[str, float]) -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying of them; a second one interrupts at once."""
+    seen: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # only that one may handle signals
+        yield seen
+        return
+
+    def note(number: int, frame: Any) -> None:
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield seen
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
