@@ -5,6 +5,7 @@ process for each, and answers with their ids and then with their exit codes.
 
 ``"kill": [event, part, n]``: at its n-th audit event of that name whose first argument contains that part, the process
 sends itself SIGKILL (or a fourth item). ``"limit"``: no file may have more bytes, which looks like a full disk.
+``"code"``: this is run instead of the command line.
 """
 
 import json
@@ -35,7 +36,7 @@ def child(order: dict) -> None:
         stop_at(*order["kill"])
     code = 1
     try:
-        code = main(order["argv"])
+        code = exec(order["code"], {}) or 0 if "code" in order else main(order["argv"])
     except BaseException:
         traceback.print_exc()
     sys.stdout.flush()

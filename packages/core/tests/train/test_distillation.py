@@ -281,6 +281,16 @@ def test_wrong_words_are_one_line(forks, tmp_path, words, parts):
     assert ended.said.startswith("fewstep: ") and all(part in ended.said for part in parts), ended.said
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_latents_without_a_vae_are_pixels(channels):
+    pipe = tiny.wan_pipeline()
+    pipe.vae = None
+    latents = torch.linspace(-1.5, 1.5, 2 * channels * 4 * 9).view(2, channels, 4, 3, 3)
+    videos = wan.decode(pipe, latents)
+    assert videos.shape == (2, 4, 3, 3, 3) and videos.min() == 0 and videos.max() == 1
+    assert videos[1, 2, 0, 1, 1].item() == pytest.approx(min(1.0, latents[1, 0, 2, 1, 1].item() / 2 + 0.5))
+
+
 def test_sheet_and_decode():
     pipe = tiny.wan_pipeline()
     videos = wan.decode(pipe, torch.randn(2, 3, 2, 4, 4))

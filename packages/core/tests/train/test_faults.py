@@ -155,6 +155,19 @@ def test_a_full_disk_keeps_the_checkpoint_before(forks, whole_run, tmp_path):
     same(run, whole_run)
 
 
+def test_a_disk_that_is_full_at_the_end_loses_nothing(forks, whole_run, tmp_path):
+    run = copied(whole_run, tmp_path / "run")
+    largest = max(path.stat().st_size for path in (whole_run / LAST).iterdir())
+    vae = whole_run / "student/vae/diffusion_pytorch_model.safetensors"
+    assert vae.stat().st_size > largest + 1000
+    full = forks("--out", run, "--resume", limit=largest + 1000)
+    assert full.code == 2 and full.said.count("fewstep: ") == 1, full.said
+    assert "student cannot be written: " in full.said and "step-00000004 is whole" in full.said
+    assert not (run / "student").exists() and not (run / ".student.part").exists()
+    assert forks("--out", run, "--resume").code == 0
+    same(run, whole_run)
+
+
 def changed(file: Path, change) -> None:
     tensors = load_file(file)
     change(tensors)

@@ -26,6 +26,24 @@ def log(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
 
+DRAWS = """
+import torch
+from fewstep.flow import StepGrid
+from fewstep.train.parallel import join
+from fewstep.train.rollout import draw_exit
+world, grid = join(), StepGrid()
+local, shared = (torch.Generator().manual_seed(world.rank) for _ in range(2))
+print([int(torch.randint(0, 4, (), generator=local)) for _ in range(20)])
+print([draw_exit(grid, shared) for _ in range(20)])
+"""
+
+
+def test_the_exit_index_is_that_of_the_first_rank(forks):
+    first, second = (one.said.splitlines() for one in forks.ranks(2, code=DRAWS))
+    assert first[0] != second[0]
+    assert first[1] == second[1] == first[0]
+
+
 @pytest.fixture(scope="module")
 def alone(forks) -> dict[str, Path]:
     """One process that accumulates two micro-batches, for each kind of training."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pytest
 import torch
 from fewstep import flow
 from fewstep.testing import tiny
 from fewstep.train import adapters
+from fewstep.train.conditions import each
 from fewstep.train.roles import Role, full_roles, guided, lora_roles
 
 
@@ -35,6 +38,7 @@ def test_predictions_are_at_least_float32(dtype):
     assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
 
 
+@pytest.mark.filterwarnings("ignore:Mismatch dtype")
 def test_autocast_runs_in_half_precision_with_weights_in_float32():
     noisy, sigma, cond = inputs()
     network = tiny.wan()
@@ -52,6 +56,27 @@ def test_guidance_in_one_call_equals_two(scale):
     without = role.velocity(noisy, sigma, uncond.expand(3, -1, -1))
     expected = without + scale * (with_prompt - without)
     torch.testing.assert_close(guided(role, noisy, sigma, cond, uncond, scale), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_conditions_may_be_tuples_of_tensors():
+    class Texts(NamedTuple):
+        embeddings: torch.Tensor
+        pooled: torch.Tensor
+        labels: torch.Tensor
+
+    def predict(network, noisy, sigma, cond):
+        assert cond.labels.dtype == torch.int64 and cond.embeddings.dtype == torch.float32
+        one_each = cond.pooled + cond.embeddings.mean((1, 2)) + cond.labels
+        return noisy * one_each.view(-1, 1, 1, 1, 1)
+
+    role = Role(tiny.wan(), predict=predict)
+    noisy, sigma, embeddings = inputs()
+    cond = Texts(embeddings.to(torch.bfloat16), torch.tensor([1.0, 2, 3]), torch.tensor([1, 2, 3]))
+    uncond = Texts(torch.zeros(1, 5, 8), torch.zeros(1), torch.zeros(1, dtype=torch.int64))
+    with_prompt = role.velocity(noisy, sigma, cond)
+    without = role.velocity(noisy, sigma, each(lambda one: one.expand(3, *one.shape[1:]), uncond))
+    found = guided(role, noisy, sigma, cond, uncond, 3.0)
+    torch.testing.assert_close(found, without + 3 * (with_prompt - without))
 
 
 def test_student_and_critic_start_as_the_teacher():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from ..train.recipe import Recipe
 
 
+def _share() -> int:
+    return max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
     """Where a run lives, and on what."""
@@ -32,8 +37,8 @@ class TrainOptions:
     """Only say what the run would take: parameters, memory, steps, and what is saved. Nothing is loaded."""
     device: str = "auto"
     """cpu or cuda; auto takes the GPU where there is one. Under torchrun each process takes its own."""
-    threads: int = field(default_factory=available_cores)
-    """CPU threads of torch."""
+    threads: int = field(default_factory=_share)
+    """CPU threads of torch in each process; default: the cores divided by the processes here."""
 
 
 def train(words: list[str]) -> int:

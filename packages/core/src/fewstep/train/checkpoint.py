@@ -43,7 +43,7 @@ class Checkpoints:
     def clean(self) -> None:
         """Remove what a killed process left half-written or half-removed; before the first save."""
         if self.world.first:
-            for left in self.folder.glob(".*"):
+            for left in self.folder.glob(".step-*"):
                 shutil.rmtree(left)
         barrier()
 

@@ -120,10 +120,7 @@ class Distillation(Recipe):
             raise UnsupportedModelError(f"{self.teacher} has a {found}; this recipe distils a WanTransformer3DModel")
         shape = wan.of_pipeline(pipe).latent(self.frames, self.height, self.width)
         data = embedded(pipe, self.teacher, lines, self.negative, tokens=self.tokens, shape=shape, world=world)
-        roles = self._roles(network)
-        for network in roles.networks():
-            network.to(world.device)
-        return Job(objective=self.objective(roles), data=data, pipe=pipe)
+        return Job(objective=self.objective(self._roles(network)), data=data, pipe=pipe)
 
     def skeleton(self) -> Job:
         sizes = wan.architecture(self.teacher)
@@ -147,7 +144,8 @@ class Distillation(Recipe):
         cond = data.take(range(self.show)).to(device)
         start = torch.randn(self.show, *data.shape, generator=torch.Generator().manual_seed(self.seed)).to(device)
         latents = sample(job.objective.roles.student, self.grid, cond, start)
-        return wan.sheet(wan.decode(job.pipe, latents), scale=max(1, 64 // self.height))
+        videos = wan.decode(job.pipe, latents)
+        return wan.sheet(videos, scale=max(1, 64 // videos.shape[-2]))
 
     def finish(self, job: Job, network: nn.Module, folder: Path) -> None:
         """A pipeline folder, or with LoRA the adapter; both with the scheduler that runs the student's steps."""
@@ -155,7 +153,7 @@ class Distillation(Recipe):
         scheduler = self.grid.scheduler(stochastic=self.eta == 1)
         if not self.lora_rank:
             pipe.transformer, pipe.scheduler = network, scheduler
-            pipe.save_pretrained(folder)
+            pipe.save_pretrained(folder, max_shard_size="1TB")  # one file for each network, whatever its size
             return
         from peft import get_peft_model_state_dict
 

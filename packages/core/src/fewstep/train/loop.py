@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from ..errors import FewstepError
 from . import parallel
+from .conditions import moved
 from .ema import EMA
 from .objective import Batch
 from .optim import AdamW, optimiser_state
@@ -89,8 +90,8 @@ class Loop:
         device, data = self.world.device, self.job.data
         cond, clean = data.draw(self.recipe.batch, generator("data", *place, of_all))
         return Batch(
-            cond=cond.to(device) if isinstance(cond, Tensor) else cond,
-            uncond=data.uncond.to(device) if isinstance(data.uncond, Tensor) else data.uncond,
+            cond=moved(cond, device),
+            uncond=moved(data.uncond, device),
             clean=clean if clean is None else clean.to(device),
             shape=data.shape,
             generator=generator("noise", *place, of_all, device=device),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..flow import Latent
+from .conditions import first_tensor
 from .roles import Roles
 
 
@@ -18,7 +19,7 @@ class Batch:
     """One micro-batch of one phase. All chance comes from its two generators, so that a run can be repeated."""
 
     cond: Any
-    """Prompt embeddings ``[B, T, d]``, or what the roles' networks take."""
+    """Prompt embeddings ``[B, T, d]``, or the tuple of tensors that the roles' networks take."""
     uncond: Any
     """Those of the negative prompt, ``[1, T, d]``."""
     shape: tuple[int, ...]
@@ -35,12 +36,12 @@ class Batch:
     """What an objective writes here is logged beside the losses."""
 
     def __len__(self) -> int:
-        return self.cond.shape[0]
+        return first_tensor(self.cond).shape[0]
 
     def normal(self) -> Latent:
         """Fresh noise ``[B, C, F, H, W]`` in float32."""
         shape = (len(self), *self.shape)
-        if self.cond.device.type == "meta":  # a plan: sizes without numbers
+        if first_tensor(self.cond).device.type == "meta":  # a plan: sizes without numbers
             return torch.empty(shape, device="meta")
         return torch.randn(shape, generator=self.generator, device=self.generator.device)
 

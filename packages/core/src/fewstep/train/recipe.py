@@ -78,7 +78,7 @@ class Recipe(ABC):
 
     @abstractmethod
     def build(self, world: World) -> Job:
-        """Load models and data to the device of this process.
+        """Load models and data; networks may stay on the CPU, the run moves them, shard by shard where it can.
 
         Raises:
             FewstepError: something is missing, damaged or of another kind.

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from .. import flow
 from ..flow import Latent, Sigma
-from . import adapters
+from . import adapters, conditions
 
 Predict = Callable[[nn.Module, Latent, Float[Tensor, " b"], Any], Latent]
 """``(network, noisy, sigma [B], cond) -> velocity``: how one family of networks is called."""
@@ -58,7 +58,7 @@ class Role:
         dtype = self.dtype or self._weights_dtype or noisy.dtype
         exact = torch.promote_types(dtype, torch.float32)
         levels = torch.as_tensor(sigma, dtype=exact, device=noisy.device).expand(noisy.shape[0])
-        cond = cond.to(dtype) if isinstance(cond, Tensor) and cond.is_floating_point() else cond
+        cond = conditions.cast(cond, dtype)
         with adapters.using(self._layers, self.adapter), self._cast(noisy.device.type):
             return self.predict(self.network, noisy.to(dtype), levels, cond).to(exact)
 
@@ -161,7 +161,7 @@ class Roles(Mapping[str, Role]):
             yield self[name]
 
 
-def guided(role: Role, noisy: Latent, sigma: Sigma, cond: Tensor, uncond: Tensor, scale: float) -> Latent:
+def guided(role: Role, noisy: Latent, sigma: Sigma, cond: Any, uncond: Any, scale: float) -> Latent:
     """Velocity with classifier-free guidance, ``v_u + w (v_c - v_u)``; both in one call of the network.
 
     Args:
@@ -175,7 +175,7 @@ def guided(role: Role, noisy: Latent, sigma: Sigma, cond: Tensor, uncond: Tensor
     """
     if scale == 1:
         return role.velocity(noisy, sigma, cond)
-    both = torch.cat([cond, uncond.expand_as(cond)])
+    both = conditions.paired(cond, uncond)
     levels = torch.as_tensor(sigma, device=noisy.device).expand(noisy.shape[0])
     with_prompt, without = role.velocity(noisy.repeat(2, *[1] * (noisy.ndim - 1)), levels.repeat(2), both).chunk(2)
     return without + scale * (with_prompt - without)

@@ -6,16 +6,14 @@ import dataclasses
 import json
 import os
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, nullcontext
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from ..errors import FewstepError
 from . import parallel, sharding
@@ -24,30 +22,21 @@ from .log import Log, Tracker
 from .loop import Loop, LossError
 from .parallel import World
 from .recipe import Job, Recipe
+from .watch import Silent, Watch, signals
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-class Watch(Protocol):
-    """Who follows a run; called on the first rank only."""
-
-    def step(self, done: int, total: int, figures: dict[str, float]) -> None:
-        """A step is over; `done` of `total` are."""
-
-    def say(self, text: str) -> None:
-        """Something worth a line: a checkpoint, a sample sheet, the end."""
 
 
 class Run:
     """A run of `recipe` in the folder `out`, from the beginning or from its last checkpoint.
 
-    The folder holds ``run.json`` (all settings), ``log.jsonl``, ``checkpoints/``, ``samples/`` and at the end
-    ``student/``.
+    The folder holds ``run.json`` (all settings), ``log.jsonl``, ``checkpoints/``, ``samples/``, and at the end a folder
+    with the name of the first role: ``student/``.
     """
 
     def __init__(self, recipe: Recipe, out: Path, world: World, watch: Watch, name: str = "") -> None:
         self.recipe, self.out, self.world = recipe, out, world
-        self.watch: Watch = watch if world.first else _Silent()
+        self.watch: Watch = watch if world.first else Silent()
         self.sharded = world.size > 1 and recipe.parallel == "shard"
         self.checkpoints = Checkpoints(out / "checkpoints", world, self.sharded)
         self.log = Log(out / "log.jsonl" if world.first else None)
@@ -55,13 +44,14 @@ class Run:
         self.seconds = 0.0
 
     def train(self, *, resume: bool = False) -> Path:
-        """Train to the end and return the folder of the student.
+        """Train to the end and return the folder of what was trained.
 
         Raises:
             FewstepError: the folder holds another run, a checkpoint cannot be read or written, or the loss explodes.
             KeyboardInterrupt: after Ctrl-C or SIGTERM, when the step was finished and saved.
         """
         found = self._prepare(resume)
+        tracker = Tracker(self.recipe.tracker if self.world.first else "none", self.name, self._fields())
         torch.manual_seed(self.recipe.seed)
         job = self.recipe.build(self.world)
         empty = self._place(job)
@@ -69,8 +59,7 @@ class Run:
         first = self._restore(loop, found)
         if self.world.first:
             self._describe()
-        tracker = Tracker(self.recipe.tracker if self.world.first else "none", self.name, self._fields())
-        with closing(tracker), _signals() as stop:
+        with closing(tracker), signals() as stop:
             for step in range(first, self.recipe.steps):
                 self._step(loop, step, tracker)
                 self._keep(loop, step + 1, stop)
@@ -101,6 +90,8 @@ class Run:
             empty = sharding.hull(roles.main.network)
             sharding.shard(roles, self.world, dtype)
             return empty
+        for network in roles.networks():
+            network.to(self.world.device)
         for role in roles.values():
             role.autocast = None if dtype == torch.float32 else dtype
         return None
@@ -159,19 +150,30 @@ class Run:
             self.watch.say(f"samples: {path}")
 
     def _finish(self, loop: Loop, empty: torch.nn.Module | None) -> Path:
-        final, part = self.out / "student", self.out / ".student.part"
+        name = next(iter(loop.roles))
         with loop.ema.applied() if loop.ema else nullcontext():
             network: Any = loop.roles.main.network
             if empty is not None:
                 network = sharding.whole(network, empty, self.world)
             if self.world.first:
-                shutil.rmtree(part, ignore_errors=True)
-                self.recipe.finish(loop.job, network, part)
-                shutil.rmtree(final, ignore_errors=True)
-                os.replace(part, final)
+                self._save(loop.job, network, name)
         parallel.barrier()
-        self.watch.say(f"the student is in {final}")
-        return final
+        self.watch.say(f"the {name} is in {self.out / name}")
+        return self.out / name
+
+    def _save(self, job: Job, network: Any, name: str) -> None:
+        final, part = self.out / name, self.out / f".{name}.part"
+        try:
+            shutil.rmtree(part, ignore_errors=True)
+            self.recipe.finish(job, network, part)
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(part, final)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(part, ignore_errors=True)
+            kept = self.checkpoints.newest()
+            raise FewstepError(
+                f"{final} cannot be written: {error}; {kept} is whole: make room and --resume"
+            ) from error
 
     def _describe(self) -> None:
         text = json.dumps({"recipe": self.name, "processes": self.world.size, "fields": self._fields()}, indent=1)
@@ -181,30 +183,3 @@ class Run:
 
     def _fields(self) -> dict[str, Any]:
         return json.loads(json.dumps(dataclasses.asdict(self.recipe), default=str))
-
-
-class _Silent:
-    def step(self, done: int, total: int, figures: dict[str, float]) -> None: ...
-
-    def say(self, text: str) -> None: ...
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying of them; a second one interrupts at once."""
-    seen: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # only that one may handle signals
-        yield seen
-        return
-
-    def note(number: int, frame: Any) -> None:
-        if seen:
-            raise KeyboardInterrupt
-        seen.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield seen
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -80,7 +80,7 @@ def architecture(name: str) -> Architecture:
         return KNOWN[name]
     folder = Path(name).expanduser()
     if (folder / "transformer" / "config.json").is_file():
-        vae = _config(folder / "vae")
+        vae = _config(folder / "vae") if (folder / "vae").is_dir() else {}
         return Architecture(
             transformer=_config(folder / "transformer"),
             temporal=vae.get("scale_factor_temporal", 4),
@@ -106,7 +106,12 @@ def _config(folder: Path) -> dict[str, Any]:
 
 @torch.no_grad()
 def decode(pipe: Any, latents: Latent) -> Float[Tensor, "b f 3 h w"]:
-    """Videos with values in [0, 1] from the latents of a ``WanPipeline``; its VAE goes where the latents are."""
+    """Videos with values in [0, 1] from the latents of a ``WanPipeline``; its VAE goes where the latents are.
+
+    The latents of a pipeline without a VAE are pixels in [-1, 1], of one channel or three.
+    """
+    if pipe.vae is None:
+        return (latents.float() / 2 + 0.5).clamp(0, 1).transpose(1, 2).expand(-1, -1, 3, -1, -1)
     vae = pipe.vae.to(latents.device)
     shape = 1, -1, 1, 1, 1
     mean = torch.tensor(vae.config.latents_mean, device=latents.device).view(shape)
