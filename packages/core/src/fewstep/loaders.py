@@ -97,7 +97,10 @@ def _has_processor(folder: Path) -> bool:
 def _pipeline(folder: Path, name: str, dtype: Any, device: str, weights: Weights) -> Loaded:
     import diffusers
 
-    pipe = diffusers.DiffusionPipeline.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    # diffusers saves a pipeline without a VAE, but loads it only when told so
+    absent = {part: None for part, source in index.items() if source == [None, None]}
+    pipe = diffusers.DiffusionPipeline.from_pretrained(folder, dtype=dtype, use_safetensors=True, **absent)
     return Loaded(model=pipe.to(device), name=name, weights=weights)
 
 

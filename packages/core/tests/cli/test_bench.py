@@ -58,6 +58,7 @@ class Timed:
     quality: float = 1.0
     interrupt: int = -1
     picture: str | None = None
+    image: bytes | None = None
     small_one: bool = False
     log: list = field(default_factory=list, compare=False, repr=False)
 
@@ -74,7 +75,11 @@ class Timed:
             quality={"accuracy": self.quality},
             counts={"kv_bytes": 12.0, "tokens": 3.0},
             evidence=y if self.evident else None,
-            samples=(Sample(title="x", text=str(seed)), *([Sample(title="p", file=self.picture)] * bool(self.picture))),
+            samples=(
+                Sample(title="x", text=str(seed)),
+                *([Sample(title="p", file=self.picture)] * bool(self.picture)),
+                *([Sample(title="i", image=self.image)] * bool(self.image)),
+            ),
         )
 
     def compare(self, outcome, baseline):
@@ -212,6 +217,16 @@ def test_samples_are_written_with_their_files(tmp_path):
     folder = tmp_path / "results/samples"
     assert (folder / f"{rows[0].run}/1-1.png").read_bytes() == b"png"
     assert f'"file": "{rows[0].run}/1-1.png"' in (folder / f"{rows[0].run}.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("head", "suffix"), [(b"\x89PNG\r\n", "png"), (b"GIF89a", "gif"), (b"RIFF\x00\x00WEBP", "webp")]
+)
+def test_images_of_samples_are_written_as_files_of_their_kind(tmp_path, head, suffix):
+    rows, _ = measure(tmp_path, {"double": Double()}, Timed(image=head + b"rest"), repeats=1)
+    folder = tmp_path / "results/samples"
+    assert (folder / f"{rows[0].run}/0-1.{suffix}").read_bytes() == head + b"rest"
+    assert f'"file": "{rows[0].run}/0-1.{suffix}"' in (folder / f"{rows[0].run}.json").read_text()
 
 
 def test_peak_memory_sees_what_is_freed_again():

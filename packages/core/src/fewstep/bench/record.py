@@ -130,10 +130,19 @@ def write_samples(folder: Path, run: str, head: dict[str, Any], samples: dict[st
     os.replace(part, folder / f"{run}.json")
 
 
+_SUFFIXES = {b"\x89PNG": ".png", b"GIF8": ".gif", b"RIFF": ".webp"}
+
+
 def _stored(sample: Sample, folder: Path, stem: str) -> dict[str, str | None]:
     """The sample as JSON; its file is copied, because the report embeds only what lies in the samples folder."""
-    if sample.file is None:
-        return dataclasses.asdict(sample)
-    name = stem + Path(sample.file).suffix
-    shutil.copyfile(sample.file, folder / name)
-    return {**dataclasses.asdict(sample), "file": name}
+    name = sample.file
+    if sample.image is not None:
+        kind = next((suffix for head, suffix in _SUFFIXES.items() if sample.image.startswith(head)), None)
+        if kind is None:
+            raise FewstepError(f"the image of sample {sample.title!r} is neither PNG, GIF nor WebP")
+        name = stem + kind
+        (folder / name).write_bytes(sample.image)
+    elif sample.file is not None:
+        name = stem + Path(sample.file).suffix
+        shutil.copyfile(sample.file, folder / name)
+    return {"title": sample.title, "text": sample.text, "file": name}

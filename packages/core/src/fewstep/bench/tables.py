@@ -15,13 +15,24 @@ from .rows import DENSE, Row, read
 
 RANDOM_MARK = "random weights: mechanics only"
 SPEEDUP = "_speedup"
-QUALITY = {"accuracy": True, "top1_agreement": True, "psnr": True, "ssim": True, "kl": False, "nll_gap": False}
+QUALITY = {
+    "accuracy": True,
+    "frechet": False,
+    "top1_agreement": True,
+    "psnr": True,
+    "ssim": True,
+    "kl": False,
+    "nll_gap": False,
+    "consistency": True,
+    "noise": False,
+}
 """Metrics of quality, the most telling first; True where higher is better."""
 _HOW_OFTEN = ("seed", "seeds", "repeats")
 """Params that say how often something was run, not what; they are told with the machine."""
 _LABELS = {
     "ttft": "time to first token",
     "top1_agreement": "top-1 agreement",
+    "frechet": "Frechet distance",
     "psnr": "PSNR",
     "ssim": "SSIM",
     "kl": "KL to dense",

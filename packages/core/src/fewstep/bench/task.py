@@ -21,6 +21,8 @@ class Sample:
     """The output, where it is text."""
     file: str | None = None
     """Path of an image, GIF or WebP, where it is not."""
+    image: bytes | None = None
+    """The same as its content: what a PNG, GIF or WebP file holds."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,72 @@
+"""`DigitsJudge`: a small 3-D CNN that says which digit a clip shows, where it moves, and how fast."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .words import DIGITS, DIRECTIONS, SPEEDS, Asked
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the judge sees in a batch of clips."""
+
+    digit: Float[Tensor, "b 10"]
+    direction: Float[Tensor, "b 8"]
+    speed: Float[Tensor, "b 2"]
+    """Logits, as the two above."""
+    features: Float[Tensor, "b d"]
+    """The penultimate layer."""
+
+    def right(self, asked: Sequence[Asked]) -> Float[Tensor, "b 3"]:
+        """1 where digit, direction and speed are as asked; what a prompt leaves open is always right."""
+        seen = torch.stack([logits.argmax(-1) for logits in (self.digit, self.direction, self.speed)], 1)
+        wanted = [[-1 if part is None else part for part in (a.digit, a.direction, a.speed)] for a in asked]
+        want = torch.tensor(wanted, device=seen.device)
+        return ((seen == want) | (want < 0)).float()
+
+
+class DigitsJudge(ModelMixin, ConfigMixin):
+    """Frame by frame first (three 2-D convolutions), then over time (two 3-D ones)."""
+
+    @register_to_config
+    def __init__(self, width: int = 32, features: int = 64) -> None:
+        super().__init__()
+        wide = 2 * width
+        self.frame = nn.Sequential(
+            _block(1, width, (1, 3, 3), (1, 1, 1)),
+            _block(width, width, (1, 3, 3), (1, 2, 2)),
+            _block(width, wide, (1, 3, 3), (1, 2, 2)),
+        )
+        self.clip = nn.Sequential(_block(wide, wide, (3, 3, 3), (1, 1, 1)), _block(wide, wide, (3, 3, 3), (1, 1, 1)))
+        self.penultimate = nn.Sequential(nn.Linear(wide, features), nn.SiLU())
+        self.digit = nn.Linear(features, len(DIGITS))
+        self.direction = nn.Linear(features, len(DIRECTIONS))
+        self.speed = nn.Linear(features, len(SPEEDS))
+        self.frame_digit = nn.Linear(wide, len(DIGITS))
+
+    def forward(self, pixels: Float[Tensor, "b 1 f h w"]) -> Verdict:
+        """Judge clips with values from -1 to 1; values outside are clipped, as a viewer would."""
+        features = self.penultimate(self.clip(self._maps(pixels)).mean((2, 3, 4)))
+        return Verdict(self.digit(features), self.direction(features), self.speed(features), features)
+
+    def frame_features(self, pixels: Float[Tensor, "b 1 f h w"]) -> Float[Tensor, "b f d"]:
+        """Features of each frame by itself; `frame_digit` reads digits from them."""
+        return self._maps(pixels).mean((3, 4)).mT
+
+    def _maps(self, pixels: Tensor) -> Tensor:
+        return self.frame((pixels.clamp(-1, 1) + 1) / 2)  # background 0, like the padding
+
+
+def _block(inside: int, outside: int, kernel: tuple[int, int, int], stride: tuple[int, int, int]) -> nn.Sequential:
+    padding = tuple(size // 2 for size in kernel)
+    return nn.Sequential(
+        nn.Conv3d(inside, outside, kernel, stride, padding, bias=False), nn.BatchNorm3d(outside), nn.SiLU()
+    )
