@@ -56,6 +56,16 @@ def test_dtype_is_chosen_by_name(saved: Path):
         load(str(saved), dtype="nn")
 
 
+def test_a_pipeline_that_was_saved_without_a_vae_loads_without_one(tmp_path: Path):
+    pipe = tiny.wan_pipeline()
+    pipe.vae = None
+    pipe.save_pretrained(tmp_path)
+    loaded = load(str(tmp_path)).model
+    assert loaded.vae is None and type(loaded) is type(pipe)
+    saved, expected = loaded.transformer.state_dict(), pipe.transformer.state_dict()
+    assert all(torch.equal(saved[name], expected[name]) for name in expected)
+
+
 def test_a_folder_without_a_tokenizer_loads_too(folder: Path):
     for file in folder.glob("tokenizer*"):
         file.unlink()

@@ -12,5 +12,22 @@ def fewstep_loaders():
             target="fewstep_zoo.smollm2:load",
             paper="2502.02737",
             models=("LlamaForCausalLM",),
-        )
+        ),
+    ]
+
+
+@hookimpl
+def fewstep_recipes():
+    return [
+        Card(
+            name="digits-wan-teacher",
+            summary="train digits-wan from scratch by flow matching",
+            target="fewstep_zoo.digits.recipes:Teacher",
+            paper="2210.02747",
+        ),
+        Card(
+            name="digits-judge",
+            summary="train the classifier of moving digits from scratch",
+            target="fewstep_zoo.digits.recipes:Judge",
+        ),
     ]

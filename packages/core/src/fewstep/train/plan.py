@@ -110,7 +110,7 @@ def _activations(recipe: Recipe, job: Job, role: str) -> int:
         one.predict = _unless_idle(one.predict)
     for network in roles.networks():
         kept.ignore(network)
-        if recipe.recompute:
+        if recipe.recompute and getattr(network, "_supports_gradient_checkpointing", False):
             network.enable_gradient_checkpointing(kept.block)  # type: ignore[operator]
     cond, clean = job.data.draw(recipe.batch, generator("plan"))
     batch = Batch(

@@ -22,6 +22,8 @@ FAST = 0.3
 """Fraction of fast clips."""
 KEPT = 3
 """Frame steps in which a clip certainly moves as its prompt says, before it may bounce off an edge."""
+JITTER = 1.5
+"""Pixels by which the middle of a path may be off the middle of the canvas, down and right."""
 Split = Literal["train", "held-out"]
 
 
@@ -87,8 +89,11 @@ def velocity(direction: Int[Tensor, " b"], speed: Int[Tensor, " b"]) -> Float[Te
 
 
 def _start(moved: Float[Tensor, "b 2"], generator: torch.Generator) -> Float[Tensor, "b 2"]:
-    """Where no edge is met in the first `KEPT` steps."""
-    low, high = (-KEPT * moved).clamp(min=0), CANVAS - SIDE - (KEPT * moved).clamp(min=0)
+    """So that the middle of the path is within `JITTER` of the middle of the canvas, and no edge is met too early."""
+    room = CANVAS - SIDE
+    middle = room / 2 - moved * (FRAMES - 1) / 2
+    low = torch.maximum(middle - JITTER, (-KEPT * moved).clamp(min=0))
+    high = torch.minimum(middle + JITTER, room - (KEPT * moved).clamp(min=0))
     return low + (high - low) * torch.rand(moved.shape, generator=generator)
 
 

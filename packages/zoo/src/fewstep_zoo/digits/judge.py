@@ -24,6 +24,8 @@ class Verdict:
     """Logits, as the two above."""
     features: Float[Tensor, "b d"]
     """The penultimate layer."""
+    frame_digit: Float[Tensor, "b f 10"]
+    """Logits of the digit in each single frame."""
 
     def right(self, asked: Sequence[Asked]) -> Float[Tensor, "b 3"]:
         """1 where digit, direction and speed are as asked; what a prompt leaves open is always right."""
@@ -54,15 +56,26 @@ class DigitsJudge(ModelMixin, ConfigMixin):
 
     def forward(self, pixels: Float[Tensor, "b 1 f h w"]) -> Verdict:
         """Judge clips with values from -1 to 1; values outside are clipped, as a viewer would."""
-        features = self.penultimate(self.clip(self._maps(pixels)).mean((2, 3, 4)))
-        return Verdict(self.digit(features), self.direction(features), self.speed(features), features)
+        maps = self._maps(pixels)
+        features = self.penultimate(self.clip(maps).mean((2, 3, 4)))
+        return Verdict(
+            digit=self.digit(features),
+            direction=self.direction(features),
+            speed=self.speed(features),
+            features=features,
+            frame_digit=self.frame_digit(_pooled(maps)),
+        )
 
     def frame_features(self, pixels: Float[Tensor, "b 1 f h w"]) -> Float[Tensor, "b f d"]:
         """Features of each frame by itself; `frame_digit` reads digits from them."""
-        return self._maps(pixels).mean((3, 4)).mT
+        return _pooled(self._maps(pixels))
 
     def _maps(self, pixels: Tensor) -> Tensor:
         return self.frame((pixels.clamp(-1, 1) + 1) / 2)  # background 0, like the padding
+
+
+def _pooled(maps: Float[Tensor, "b d f h w"]) -> Float[Tensor, "b f d"]:
+    return maps.mean((3, 4)).mT
 
 
 def _block(inside: int, outside: int, kernel: tuple[int, int, int], stride: tuple[int, int, int]) -> nn.Sequential:
