@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -48,7 +48,7 @@ def images(split: Split) -> tuple[Float[Tensor, "n 8 8"], Int[Tensor, " digits"]
     """Images from 0 to 1, sorted by digit, and how many there are of each: every fifth of the 1797 is held out."""
     from sklearn.datasets import load_digits
 
-    data = load_digits()
+    data: Any = load_digits()
     held_out = torch.arange(len(data.target)) % 5 == 0
     keep = held_out if split == "held-out" else ~held_out
     digit = torch.as_tensor(data.target).long()[keep]
