@@ -51,8 +51,10 @@ class Data(Protocol):
 
     shape: tuple[int, ...]
     """Of one latent: ``(C, F, H, W)``."""
-    uncond: Any
-    """Condition without a prompt, ``[1, T, d]``."""
+
+    @property
+    def uncond(self) -> Any:
+        """Condition without a prompt, ``[1, T, d]``."""
 
     def draw(self, size: int, generator: torch.Generator) -> tuple[Any, Latent | None]:
         """Conditions ``[size, T, d]`` and clean latents, or None for them; all chance comes from `generator` (CPU)."""

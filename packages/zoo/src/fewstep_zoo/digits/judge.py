@@ -79,7 +79,7 @@ def _pooled(maps: Float[Tensor, "b d f h w"]) -> Float[Tensor, "b f d"]:
 
 
 def _block(inside: int, outside: int, kernel: tuple[int, int, int], stride: tuple[int, int, int]) -> nn.Sequential:
-    padding = tuple(size // 2 for size in kernel)
+    padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
     return nn.Sequential(
         nn.Conv3d(inside, outside, kernel, stride, padding, bias=False), nn.BatchNorm3d(outside), nn.SiLU()
     )
