@@ -73,7 +73,7 @@ def test_defaults_are_those_of_the_named_recipe(fewstep, gym):
     ("words", "part"),
     [
         ((), "needs the name of a recipe first; installed: "),
-        (("dmd3",), "no recipe is called 'dmd3': did you mean dmd2?"),
+        (("dmd3",), "no recipe is called 'dmd3': did you mean dmd2"),
         (("dmd2",), "--teacher"),
         (("dmd2", "--lr", "3"), "--lr"),
     ],
