@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import pluggy
@@ -29,6 +30,8 @@ class Card:
     """arXiv identifier, for example ``2508.06447``; None for things that no paper describes."""
     models: tuple[str, ...] = ()
     """What it supports: architecture classes (methods) or model names (loaders)."""
+    saved: Mapping[str, str] = field(default_factory=dict)
+    """Models only: saved methods that come with one, ``"package:folder"`` by the method's name."""
     run: str | None = None
     """Methods only: ``"module:Name"`` of the dataclass of inputs that ``fewstep run`` asks for and calls."""
     fit: str | None = None

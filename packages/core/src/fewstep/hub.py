@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,7 +56,7 @@ def load(cls: type[Method], source: PathLike) -> Any:
     """Read a saved method; see `Method.from_pretrained`."""
     folder = Path(source)
     if not folder.is_dir():
-        folder = _download(str(source))
+        folder = shipped(str(source), getattr(cls, "name", "")) or _download(str(source))
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         name, fields = config["method"], {k: _frozen(v) for k, v in config["fields"].items()}
@@ -74,6 +75,15 @@ def load(cls: type[Method], source: PathLike) -> Any:
         raise BadFileError(f"{folder / CONFIG} does not fit the installed {name}: {error}") from error
     present = {f.name: files.get(f.name, folder / f"{f.name}.safetensors") for f in _fields(method, weights=True)}
     return dataclasses.replace(method, **{k: path for k, path in present.items() if path.exists()})
+
+
+def shipped(model: str, method: str) -> Path | None:
+    """The saved `method` that comes with a model of that name, or None."""
+    card = plugins.loaders().get(model)
+    if card is None or method not in card.saved:
+        return None
+    package, _, folder = card.saved[method].partition(":")
+    return Path(str(resources.files(package).joinpath(folder)))
 
 
 def _download(repo_id: str) -> Path:

@@ -101,7 +101,8 @@ class Method(ABC):
     def from_pretrained(cls, source: hub.PathLike) -> Self:
         """Read what `save_pretrained` wrote, from a folder or a hub id.
 
-        Called on `Method` itself it finds the class by the name in the file.
+        Called on `Method` itself it finds the class by the name in the file. The name of a model stands for the method
+        that comes with it: ``SGMD.from_pretrained("digits-wan")``.
 
         Raises:
             BadFileError: not a saved method, or one of another class.

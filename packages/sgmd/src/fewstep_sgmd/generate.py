@@ -17,7 +17,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .method import SGMD, check_pipeline
-from .students import shipped
 
 LOOKABLE = 240
 """Pixels of the shorter side that smaller clips are enlarged to."""
@@ -49,9 +48,6 @@ class Generate:
         video.check_writable(self.output)
         pipe = loaded.model
         transformer = check_pipeline(pipe)
-        if method.weights is None and shipped(loaded.name) is not None:
-            method = SGMD.from_pretrained(loaded.name)
-            print(f"the student of {loaded.name} that comes with fewstep-sgmd")
         pipe.set_progress_bar_config(disable=True)
         with method.apply(pipe), counted(transformer) as calls:
             start = time.perf_counter()

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from diffusers import WanPipeline, WanTransformer3DModel
@@ -18,7 +18,6 @@ from fewstep.flow import StepGrid
 from fewstep.method import Applied, Method
 from torch import Tensor, nn
 
-from .students import shipped
 from .weights import StudentWeights, read
 
 
@@ -89,14 +88,6 @@ class SGMD(Method):
             for name, value in values.items():
                 _replace(undo, transformer.get_parameter(name), value)
             return undo.pop_all()
-
-    @classmethod
-    def from_pretrained(cls, source: hub.PathLike) -> Self:
-        """Read a saved student, from a folder or a hub id; see `Method.from_pretrained`.
-
-        The name of a model of the zoo (``digits-wan``) stands for its student that comes with this package.
-        """
-        return super().from_pretrained(shipped(str(source)) or source)
 
     def student_values(self, transformer: nn.Module) -> dict[str, Tensor]:
         """New values of the parameters that the student changes, in the shapes of `transformer`.

@@ -13,6 +13,35 @@ def fewstep_loaders():
             paper="2502.02737",
             models=("LlamaForCausalLM",),
         ),
+        Card(
+            name="digits-wan",
+            summary="a Wan video model of moving digits, 0.6 M parameters, trained from scratch: prompts in, clips out",
+            target="fewstep_zoo.digits.load:teacher",
+            models=("WanPipeline",),
+            saved={"sgmd": "fewstep_zoo:weights/digits-wan-sgmd"},
+        ),
+        Card(
+            name="digits-judge",
+            summary="the classifier that scores moving digits: which digit, where to, how fast",
+            target="fewstep_zoo.digits.load:judge",
+            models=("DigitsJudge",),
+        ),
+    ]
+
+
+@hookimpl
+def fewstep_tasks():
+    return [
+        Card(
+            name="moving-digits",
+            summary="make clips of moving digits from prompts: time per clip, and what the clips are worth",
+            target="fewstep_zoo.digits.task:MovingDigits",
+        ),
+        Card(
+            name="time-to-quality",
+            summary="train recipes on moving digits: seconds until the baseline's final Frechet distance",
+            target="fewstep_zoo.digits.task:TimeToQuality",
+        ),
     ]
 
 

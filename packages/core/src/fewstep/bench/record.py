@@ -8,14 +8,19 @@ import math
 import os
 import shutil
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..errors import FewstepError
 from ..method import Method
+from . import timing
 from .rows import DENSE, Row
+from .settings import Settings
 from .task import Outcome, Sample
 
 
@@ -29,8 +34,8 @@ class Measured:
     samples: tuple[Sample, ...]
 
 
-def measured(outcome: Outcome, quality: dict[str, float], peak: tuple[str, int], where: str) -> Measured:
-    """What is kept of `outcome`, with the peak memory as ``(metric, bytes)``.
+def measured(outcome: Outcome, quality: dict[str, float], peak: tuple[str, int] | None, where: str) -> Measured:
+    """What is kept of `outcome`, with the peak memory as ``(metric, bytes)`` where it was watched.
 
     Raises:
         FewstepError: a number is not finite, or a time is not positive; the message names it and `where`.
@@ -39,8 +44,33 @@ def measured(outcome: Outcome, quality: dict[str, float], peak: tuple[str, int],
         for name, value in numbers.items():
             if not math.isfinite(value) or (kind == "seconds" and value <= 0):
                 raise FewstepError(f"{kind}[{name!r}] is {value} in {where}: nothing of this run is recorded")
-    counts = {**outcome.counts, peak[0]: float(peak[1])}
+    counts = {**outcome.counts, **({peak[0]: float(peak[1])} if peak else {})}
     return Measured(seconds=dict(outcome.seconds), quality=quality, counts=counts, samples=outcome.samples)
+
+
+@dataclass(frozen=True)
+class Named:
+    """What rows say of an arm."""
+
+    name: str
+    """Of the method or recipe, as in ``fewstep list``."""
+    config: dict[str, Any]
+    """Its fields that differ from the default."""
+
+
+def origin(settings: Settings, run: str, weights: str, device: torch.device, dtype: str) -> dict[str, Any]:
+    """The fields of `Row` that say how all rows of a run were made."""
+    return {
+        "run": run,
+        "weights": weights,
+        "device": timing.device_name(device),
+        "dtype": dtype,
+        "threads": settings.threads,
+        "versions": timing.versions(),
+        "commit": timing.commit(settings.results),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": settings.command,
+    }
 
 
 def config(method: Method) -> dict[str, Any]:
@@ -64,30 +94,34 @@ def _is_data(value: Any) -> bool:
 
 def make_rows(
     common: dict[str, Any],
-    arms: dict[str, Method],
+    arms: Mapping[str, Named],
     found: Mapping[str, Sequence[Measured]],
     baseline: str,
-    red: set[str],
+    red: Container[str] = (),
+    against: Mapping[str, str] | None = None,
 ) -> list[Row]:
     """The rows of all arms, the baseline first.
 
     Args:
         common: the fields of `Row` that all rows of a run share.
-        arms: the methods by label.
+        arms: what the arms are, by label; `DENSE` need not be among them.
         found: what was measured by label, `DENSE` among them; the n-th of each arm belongs to the n-th of the baseline.
         baseline: what the ratios are against, in words.
         red: labels of the arms whose gate is red: they get no ratios.
+        against: by metric, the label of another arm that its ratios are against.
     """
+    against = against or {}
     rows = []
     for label, runs in found.items():
-        method = arms.get(label)
-        own = {**common, "method": method.name if method else DENSE, "config": config(method) if method else {}}
+        arm = arms.get(label, Named(DENSE, {}))
+        own = {**common, "method": arm.name, "config": arm.config}
         for metric, values in _columns(runs, "seconds").items():
             rows.append(_row(own, metric, "s", statistics.median(values), values))
-            ratios = [] if method is None or label in red else _ratios(found[DENSE], runs, metric)
+            other = against.get(metric, DENSE)
+            ratios = [] if label in (DENSE, other) or label in red else _ratios(found[other], runs, metric)
             if ratios:
-                ratio = statistics.median(ratios)
-                rows.append(_row({**own, "baseline": baseline}, f"{metric}_speedup", "x", ratio, ratios))
+                base = {"baseline": baseline if other == DENSE else other}
+                rows.append(_row({**own, **base}, f"{metric}_speedup", "x", statistics.median(ratios), ratios))
         for metric, values in _columns(runs, "counts").items():
             unit = "B" if metric.endswith("_bytes") else ""
             rows.append(_row(own, metric, unit, statistics.median(values), values))

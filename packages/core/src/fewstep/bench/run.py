@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import uuid
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ import torch
 from ..loaders import Loaded
 from ..method import Method
 from . import gate, timing
-from .record import Measured, make_rows, measured, plain, write_samples
+from .record import Measured, Named, config, make_rows, measured, origin, plain, write_samples
 from .rows import DENSE, Row, append
 from .settings import Event, Settings
 from .task import Outcome, Task
@@ -124,31 +123,17 @@ class _Bench:
         pairs = max((len(self.found[label]) for label in self.arms), default=len(self.found[DENSE]))
         found = {label: runs[:pairs] for label, runs in self.found.items() if runs}
         params = {**plain(dataclasses.asdict(self.task)), "seed": self.settings.seed, "repeats": pairs}
+        about = origin(self.settings, self.run_id, self.loaded.weights, self.device, self.dtype)
         head = {"task": self.task_name, "model": self.loaded.name, "params": params}
-        rows = make_rows({**head, **self._common()}, self.arms, found, self.baseline, self.red)
+        arms = {label: Named(method.name, config(method)) for label, method in self.arms.items()}
+        rows = make_rows({**head, **about}, arms, found, self.baseline, self.red)
         write_samples(
-            self.settings.results / "samples",
-            self.run_id,
-            head,
-            {label: runs[0].samples for label, runs in found.items()},
+            self.settings.results / "samples", self.run_id, head, {k: runs[0].samples for k, runs in found.items()}
         )
         file = self.settings.results / f"{self.task_name}.jsonl"
         append(rows, file)
         self._tell("written", f"{len(rows)} rows of {pairs} finished pair{'s' * (pairs != 1)} added to {file}")
         return rows
-
-    def _common(self) -> dict[str, Any]:
-        return {
-            "run": self.run_id,
-            "weights": self.loaded.weights,
-            "device": timing.device_name(self.device),
-            "dtype": self.dtype,
-            "threads": self.settings.threads,
-            "versions": timing.versions(),
-            "commit": timing.commit(self.settings.results),
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": self.settings.command,
-        }
 
     def _tell(self, kind: Any, text: str, arm: str = "", ok: bool = True) -> None:
         self.watch(Event(kind=kind, text=text, done=self.done, total=self.total, arm=arm, ok=ok))

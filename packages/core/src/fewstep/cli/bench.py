@@ -19,6 +19,7 @@ from ..errors import FewstepError
 from ..method import Method
 from .flags import Group, parse, peek
 from .options import MethodModelOptions, chosen_method, method_group, named, quiet
+from .race import bench_recipe
 from .table import show_table
 from .watch import watching
 
@@ -43,6 +44,8 @@ class BenchOptions(MethodModelOptions):
 
 def bench(words: list[str]) -> int:
     """Measure and print a table; exit code 1 when the correctness gate of an arm is red."""
+    if words and words[0] in plugins.recipes():
+        return bench_recipe(words)
     quiet()
     command = shlex.join(["fewstep", "bench", *words])
     card, words = named("bench", words, "method", plugins.methods())

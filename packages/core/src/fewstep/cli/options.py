@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from .. import plugins
+from .. import hub, plugins
 from ..bench.settings import available_cores
 from ..cards import Card
 from ..errors import FewstepError
@@ -97,13 +97,16 @@ def method_group(card: Card, words: list[str]) -> Group:
 
 
 def chosen_method(card: Card, options: MethodModelOptions, parsed: Any) -> Method:
-    """The method of the flags, or the saved one.
+    """The method of the flags, or the saved one; without either, the one that comes with the model.
 
     Raises:
         FewstepError: nothing is saved there, or another method.
     """
     if options.method_from is None:
-        return parsed
+        if hub.shipped(options.model, card.name) is None or parsed != card.load()():
+            return parsed
+        print(f"fewstep: using the {card.name} that comes with {options.model}", file=sys.stderr)
+        return card.load().from_pretrained(options.model)
     return card.load().from_pretrained(options.method_from)
 
 

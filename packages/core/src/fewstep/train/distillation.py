@@ -11,9 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ..errors import UnsupportedModelError
+from ..errors import FewstepError, UnsupportedModelError
 from ..flow import ScoreTime, StepGrid
 from ..loaders import load
+from ..method import Method
 from . import wan
 from .dmd2 import DMD2
 from .objective import Objective, UpdateSchedule
@@ -137,6 +138,9 @@ class Distillation(Recipe):
         roles = full_roles(network)
         _lower(roles.teacher.network, self.precision)
         return roles
+
+    def method(self) -> Method | None:
+        raise FewstepError(f"{type(self).__name__} names no method that runs its students; packages like sgmd do")
 
     def sheet(self, job: Job) -> Any:
         data: Any = job.data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,10 +41,12 @@ class AdamW:
         falling = 0.5 * (1 + math.cos(math.pi * step / steps)) if self.schedule == "cosine" else 1.0
         return self.lr * rising * falling
 
-    def make(self, role: Role) -> torch.optim.AdamW:
+    def make(self, role: Role) -> torch.optim.Optimizer | Both:
         """An optimiser of what `role` trains, with its moments there already: the names in checkpoints never change."""
         weights = role.parameters()
-        fused = not any(isinstance(weight, DTensor) for weight in weights)
+        return self._adamw(weights, fused=not any(isinstance(weight, DTensor) for weight in weights))
+
+    def _adamw(self, weights: Sequence[Tensor], *, fused: bool) -> torch.optim.AdamW:
         made = torch.optim.AdamW(
             weights, self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, fused=fused
         )
@@ -53,7 +56,60 @@ class AdamW:
         return made
 
 
-def optimiser_state(optimiser: torch.optim.Optimizer, role: Role) -> dict[str, Tensor]:
+@dataclass(frozen=True, kw_only=True)
+class Muon(AdamW):
+    """Muon for the matrices of repeated layers and AdamW for the rest, at one rate.
+
+    Muon (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon) makes the momentum of a matrix orthogonal.
+    Its updates are scaled to the size of AdamW's (arXiv 2502.16982, equation 4), so a rate means the same for both.
+    """
+
+    momentum: float = 0.95
+    """Decay of the momentum of the matrices, Nesterov's."""
+
+    def make(self, role: Role) -> Both:
+        """See `AdamW.make`.
+
+        Raises:
+            ValueError: the role's weights are sharded; Muon needs whole matrices.
+        """
+        named = role.named_parameters()
+        if any(isinstance(weight, DTensor) for weight in named.values()):
+            raise ValueError("Muon needs whole matrices; with several processes use --parallel replicate")
+        matrices = {name: weight for name, weight in named.items() if weight.ndim == 2 and _repeated(name)}
+        rest = [weight for name, weight in named.items() if name not in matrices]
+        muon = torch.optim.Muon(
+            matrices.values(),
+            self.lr,
+            weight_decay=self.weight_decay,
+            momentum=self.momentum,
+            adjust_lr_fn="match_rms_adamw",
+        )
+        for weight in matrices.values():
+            muon.state[weight] = {"momentum_buffer": torch.zeros_like(weight)}
+        return Both(muon, self._adamw(rest, fused=True))
+
+
+class Both:
+    """Two optimisers as one."""
+
+    def __init__(self, *parts: torch.optim.Optimizer) -> None:
+        self.parts = parts
+        self.param_groups = [group for part in parts for group in part.param_groups]
+        self.state = {weight: values for part in parts for weight, values in part.state.items()}
+
+    def step(self) -> None:
+        """A step of each."""
+        for part in self.parts:
+            part.step()
+
+
+def _repeated(name: str) -> bool:
+    """Whether a weight belongs to one of a list of layers: ``blocks.3.ffn.net.2.weight``."""
+    return any(part.isdigit() for part in name.split("."))
+
+
+def optimiser_state(optimiser: torch.optim.Optimizer | Both, role: Role) -> dict[str, Tensor]:
     """The tensors of an optimiser by the names of the weights they belong to: ``proj.weight/exp_avg``."""
     return {
         f"{name}/{kind}": value

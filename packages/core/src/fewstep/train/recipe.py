@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ..method import Method
 from .objective import Data, Objective
 from .optim import AdamW
 from .parallel import World
@@ -94,6 +95,10 @@ class Recipe(ABC):
         """Samples of the first role as one ``PIL.Image``, or None. Called on all ranks; its chance is its own."""
         return None
 
+    def method(self) -> Method | None:
+        """How the job's pipeline is used once it has the trained network; None where nothing else changes."""
+        return None
+
     def finish(self, job: Job, network: Any, folder: Path) -> None:
         """Save what a user loads to `folder`; on the first rank only.
 
@@ -115,7 +120,7 @@ class Recipe(ABC):
         if all(chosen.schedule == "constant" for chosen in self.optimisers().values()):
             fields.remove("steps")  # a run may go on for longer, unless its rates depend on the end
         found = {name: _plain(getattr(self, name)) for name in fields}
-        return {"recipe": type(self).__name__, "processes": world.size, **_dotted(found)}
+        return {"recipe": type(self).__name__, "processes": world.size, **dotted(found)}
 
 
 def _plain(value: Any) -> Any:
@@ -124,8 +129,9 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value, default=str))
 
 
-def _dotted(values: dict[str, Any], before: str = "") -> dict[str, Any]:
+def dotted(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Nested fields by dotted name: ``student.lr``."""
     found: dict[str, Any] = {}
     for name, value in values.items():
-        found |= _dotted(value, f"{before}{name}.") if isinstance(value, dict) else {before + name: _plain(value)}
+        found |= dotted(value, f"{before}{name}.") if isinstance(value, dict) else {before + name: _plain(value)}
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -59,8 +59,12 @@ class Role:
         exact = torch.promote_types(dtype, torch.float32)
         levels = torch.as_tensor(sigma, dtype=exact, device=noisy.device).expand(noisy.shape[0])
         cond = conditions.cast(cond, dtype)
-        with adapters.using(self._layers, self.adapter), self._cast(noisy.device.type):
+        with self.playing(), self._cast(noisy.device.type):
             return self.predict(self.network, noisy.to(dtype), levels, cond).to(exact)
+
+    def playing(self) -> AbstractContextManager[None]:
+        """Inside, the network is this role, whoever calls it: a pipeline too."""
+        return adapters.using(self._layers, self.adapter)
 
     def clean(self, noisy: Latent, sigma: Sigma, cond: Any) -> Latent:
         """Predicted clean latent ``x_s - s v``."""

@@ -22,6 +22,7 @@ from .log import Log, Tracker
 from .loop import Loop, LossError
 from .parallel import World
 from .recipe import Job, Recipe
+from .roles import Roles
 from .watch import Silent, Watch, signals
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -90,10 +91,7 @@ class Run:
             empty = sharding.hull(roles.main.network)
             sharding.shard(roles, self.world, dtype)
             return empty
-        for network in roles.networks():
-            network.to(self.world.device)
-        for role in roles.values():
-            role.autocast = None if dtype == torch.float32 else dtype
+        place(self.recipe, roles, self.world)
         return None
 
     def _restore(self, loop: Loop, found: Path | None) -> int:
@@ -183,3 +181,12 @@ class Run:
 
     def _fields(self) -> dict[str, Any]:
         return json.loads(json.dumps(dataclasses.asdict(self.recipe), default=str))
+
+
+def place(recipe: Recipe, roles: Roles, world: World) -> None:
+    """Put unsharded roles on the device, in the precision of the recipe."""
+    dtype = DTYPES[recipe.precision]
+    for network in roles.networks():
+        network.to(world.device)
+    for role in roles.values():
+        role.autocast = None if dtype == torch.float32 else dtype

@@ -16,13 +16,13 @@ from .words import DIGITS, DIRECTIONS, Asked
 CANVAS, FRAMES, SIDE = 16, 6, 8
 SHAPE = (1, FRAMES, CANVAS, CANVAS)
 """Of one clip: channels, frames, rows, columns."""
-PIXELS_PER_FRAME = (0.3, 1.5)
+PIXELS_PER_FRAME = (0.3, 1.0)
 """By speed: slow and fast."""
 FAST = 0.3
 """Fraction of fast clips."""
 KEPT = 3
 """Frame steps in which a clip certainly moves as its prompt says, before it may bounce off an edge."""
-JITTER = 1.5
+JITTER = 1.0
 """Pixels by which the middle of a path may be off the middle of the canvas, down and right."""
 Split = Literal["train", "held-out"]
 

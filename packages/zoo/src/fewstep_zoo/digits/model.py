@@ -19,8 +19,8 @@ STEPS, GUIDANCE = 30, 2.0
 SPECIAL = ("<pad>", "</s>", "<unk>")
 TRANSFORMER = {
     "patch_size": (6, 2, 2),
-    "num_attention_heads": 2,
-    "attention_head_dim": 48,
+    "num_attention_heads": 4,
+    "attention_head_dim": 24,
     "in_channels": 1,
     "out_channels": 1,
     "text_dim": TEXT_WIDTH,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from fewstep.train.flow_matching import FlowMatching
 from fewstep.train.objective import Batch
-from fewstep.train.optim import AdamW
+from fewstep.train.optim import AdamW, Muon
 from fewstep.train.parallel import World
 from fewstep.train.recipe import Job, Recipe, free
 from fewstep.train.roles import Role, Roles
@@ -29,13 +29,13 @@ FRAME_WEIGHT = 0.5
 class Teacher(Recipe):
     """Flow matching on clips of real digits, with prompts that leave things open or are dropped."""
 
-    steps: int = 16000
+    steps: int = 12000
     batch: int = 32
     clip: float = 1.0
     ema: float = 0.998
     save_every: int = free(500)
     sample_every: int = free(1000)
-    student: AdamW = AdamW(lr=4e-3, betas=(0.9, 0.99), warmup=100, schedule="cosine")
+    student: Muon = Muon(lr=6e-3, betas=(0.9, 0.99), warmup=100, schedule="cosine")
     """Optimiser."""
     shift: float = model.SHIFT
     """Time shift of the noise levels."""

@@ -1,0 +1,140 @@
+"""Training raced: recipes trained in turn, a slice each, and scored between the slices as users would use them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from ..bench import timing
+from ..bench.record import Measured, Named, make_rows, measured, origin, plain, write_samples
+from ..bench.rows import DENSE, Row, append
+from ..bench.settings import Event, Settings
+from ..bench.task import Outcome, Sample
+from ..errors import FewstepError
+from ..train.parallel import World
+from ..train.recipe import Recipe
+from .task import Race
+from .trainee import Trainee, score
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A recipe in a race."""
+
+    recipe: Recipe
+    named: Named
+
+
+def race(
+    entrants: Mapping[str, Entrant],
+    task: Race,
+    task_name: str,
+    settings: Settings,
+    device: torch.device,
+    watch: Callable[[Event], None] = lambda event: None,
+) -> list[Row]:
+    """Train `entrants` (by label; the first is the baseline) from each seed, and append rows to the task's file.
+
+    The model that they start from is measured too, as the dense arm. Ctrl-C records the seeds that are finished.
+
+    Raises:
+        FewstepError: a recipe cannot be raced, its loss explodes, or a figure is not finite.
+        OSError: the results folder cannot be written; found out before anything is run.
+    """
+    settings.prepare()
+    with timing.fixed_threads(settings.threads):
+        return _Race(entrants, task, task_name, settings, World(device=device), watch).run()
+
+
+class _Race:
+    def __init__(self, entrants: Mapping[str, Entrant], task: Race, name: str, settings: Settings, world: World, watch):
+        self.entrants, self.task, self.name, self.settings, self.world = entrants, task, name, settings, world
+        self.watch, self.run_id, self.scorer = watch, uuid.uuid4().hex[:12], task.scorer()
+        self.model = str(getattr(next(iter(entrants.values())).recipe, "teacher", ""))
+        self.found: dict[str, list[Measured]] = {DENSE: [], **{label: [] for label in entrants}}
+        self.curves: dict[str, list[list[tuple[float, float]]]] = {label: [] for label in entrants}
+        self.dtype, self.done = "", 0
+        self.total = settings.repeats * (1 + len(entrants) * len(task.marks))
+
+    def run(self) -> list[Row]:
+        try:
+            for repeat in range(self.settings.repeats):
+                self._seed(self.settings.seed + repeat)
+        except KeyboardInterrupt:
+            if self.found[DENSE]:
+                self._write()
+            raise
+        return self._write()
+
+    def _seed(self, seed: int) -> None:
+        trainees = {
+            label: Trainee(dataclasses.replace(entrant.recipe, seed=seed), self.world)
+            for label, entrant in self.entrants.items()
+        }
+        pipe = next(iter(trainees.values())).job.pipe
+        self.dtype = timing.model_dtype(pipe)
+        outcomes = {DENSE: score(self.scorer, pipe, self.model, seed)}
+        self._tell(seed, DENSE, f"{self._quality(outcomes[DENSE], DENSE):.4g}")
+        for number, mark in enumerate(self.task.marks):
+            for label in list(trainees)[:: -1 if number % 2 else 1]:  # A B B A: what drifts hits both
+                trainee = trainees[label]
+                trainee.train(mark)
+                outcomes[label] = trainee.score(self.scorer, self.model, seed)
+                trainee.curve.append((trainee.seconds, self._quality(outcomes[label], label)))
+                self._tell(seed, label, f"{trainee.curve[-1][1]:.4g} after {trainee.seconds:.0f} s", trainee.steps)
+        target = next(iter(trainees.values())).curve[-1][1]
+        for label, outcome in outcomes.items():
+            self._record(label, outcome, trainees.get(label), target, seed)
+
+    def _record(self, label: str, outcome: Outcome, trainee: Trainee | None, target: float, seed: int) -> None:
+        seconds, counts = outcome.seconds, outcome.counts
+        if trainee is not None:
+            reached = trainee.reached(target)
+            training = {"iteration": trainee.seconds / trainee.steps}
+            seconds = ({"time_to_quality": reached} if reached else {}) | training | outcome.seconds
+            counts = {"reached": float(reached is not None), "iterations": trainee.steps, **counts}
+            self.curves[label].append(trainee.curve)
+        outcome = dataclasses.replace(outcome, seconds=seconds, counts=counts)
+        self.found[label].append(measured(outcome, outcome.quality, None, f"{self.name}, {label}, seed {seed}"))
+
+    def _quality(self, outcome: Outcome, label: str) -> float:
+        if not math.isfinite(value := outcome.quality.get(self.task.metric, math.nan)):
+            raise FewstepError(f"{self.task.metric} of {label} is {value}: nothing of this run is recorded")
+        return value
+
+    def _write(self) -> list[Row]:
+        seeds, settings = len(self.found[DENSE]), self.settings
+        for label, runs in self.found.items():
+            if any("time_to_quality" not in run.seconds for run in runs):  # a median of some seeds would flatter
+                self.found[label] = [dataclasses.replace(run, seconds=_without(run.seconds)) for run in runs]
+        params = {**plain(dataclasses.asdict(self.task)), "seed": settings.seed, "repeats": seeds}
+        head = {"task": self.name, "model": self.model, "params": params}
+        about = origin(settings, self.run_id, "trained", self.world.device, self.dtype)
+        arms = {label: entrant.named for label, entrant in self.entrants.items()}
+        first = next(iter(arms))
+        against = dict.fromkeys(("time_to_quality", "iteration"), first)
+        rows = make_rows({**head, **about}, arms, self.found, f"{DENSE}-{self.dtype}", against=against)
+        shown = {label: (*self._curve(label), *runs[0].samples) for label, runs in self.found.items()}
+        write_samples(settings.results / "samples", self.run_id, head, shown)
+        append(rows, file := settings.results / f"{self.name}.jsonl")
+        self.watch(Event(kind="written", text=f"{len(rows)} rows added to {file}", done=self.done, total=self.total))
+        return rows
+
+    def _curve(self, label: str) -> tuple[Sample, ...]:
+        title = f"{self.task.metric} by seconds of training, a line for each seed"
+        lines = [", ".join(f"{at:.0f} s {value:.3g}" for at, value in curve) for curve in self.curves.get(label, [])]
+        return (Sample(title=title, text="\n".join(lines)),) if lines else ()
+
+    def _tell(self, seed: int, label: str, text: str, steps: int = 0) -> None:
+        self.done += 1
+        said = f"seed {seed}: {label}: {self.task.metric} {text}" + (f", {steps} iterations" if steps else "")
+        self.watch(Event(kind="measured", text=said, done=self.done, total=self.total, arm=label))
+
+
+def _without(seconds: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in seconds.items() if name != "time_to_quality"}

@@ -1,0 +1,134 @@
+"""The task ``moving-digits``: clips from prompts, timed, and scored by the judge against real clips."""
+
+from __future__ import annotations
+
+import functools
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from fewstep.bench.task import Outcome, Sample
+from fewstep.errors import UnsupportedModelError
+from fewstep.loaders import Loaded
+from fewstep.race.task import Race
+from jaxtyping import Float
+from torch import Tensor
+
+from . import clips, measures, model, sheet
+from .judge import DigitsJudge
+from .load import shared_judge
+from .words import Asked
+
+REAL = 4096
+"""Real clips that features are compared with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MovingDigits:
+    """Make clips of moving digits and score them; for `digits-wan` and its students."""
+
+    clips: int = 256
+    """Number of clips, with prompts drawn like those of training."""
+    batch: int = 32
+    """Clips that are made at once; 1 is what a single user waits for."""
+    steps: int = model.STEPS
+    """Steps of the unchanged model; a few-step student makes its own number."""
+    guidance: float = model.GUIDANCE
+    """Guidance scale of the unchanged model; a student makes none."""
+    show: int = 24
+    """Clips on the animated sheet of the report."""
+
+    def __post_init__(self) -> None:
+        if self.clips < 2 or min(self.batch, self.steps, self.show) < 1:
+            raise ValueError(f"clips must be at least 2, batch, steps and show at least 1, found {self}")
+
+    def run(self, loaded: Loaded, generator: torch.Generator) -> Outcome:
+        """See `fewstep.bench.Task`.
+
+        Raises:
+            UnsupportedModelError: the model is no Wan pipeline whose latents are moving digits.
+        """
+        pipe = _checked(loaded.model)
+        asked = clips.draw_labels(self.clips, generator)
+        start = torch.randn(self.clips, *clips.SHAPE, generator=generator)
+        calls: list[int] = []
+        counter = pipe.transformer.register_forward_pre_hook(
+            lambda _, args, kwargs: calls.append(len(kwargs["hidden_states"])), with_kwargs=True
+        )
+        try:
+            began = time.perf_counter()
+            made = torch.cat([self._make(pipe, asked, start, at) for at in range(0, self.clips, self.batch)])
+            seconds = (time.perf_counter() - began) / self.clips
+        finally:
+            counter.remove()
+        return Outcome(
+            seconds={"clip": seconds},
+            quality=assess(shared_judge(), made, asked),
+            counts={"network_calls": sum(calls) / self.clips},
+            evidence=made,
+            samples=self._samples(made, asked),
+        )
+
+    def compare(self, outcome: Outcome, baseline: Outcome) -> dict[str, float]:
+        """Nothing: a student makes other clips from the same noise."""
+        return {}
+
+    def small(self) -> MovingDigits:
+        """Four clips, two steps."""
+        return replace(self, clips=4, batch=4, steps=2)
+
+    def _make(self, pipe: Any, asked: list[Asked], start: Tensor, at: int) -> Tensor:
+        some = slice(at, at + self.batch)
+        prompts = [one.prompt() for one in asked[some]]
+        return model.make(pipe, prompts, start[some], steps=self.steps, guidance=self.guidance)
+
+    def _samples(self, made: Tensor, asked: list[Asked]) -> tuple[Sample, ...]:
+        said = ", ".join(one.prompt() for one in asked[: self.show])
+        return (
+            Sample(title=f"moving: {said}", image=sheet.animation(made[: self.show])),
+            Sample(title="frame by frame", image=sheet.png(sheet.contact_sheet(made[: self.show]))),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeToQuality(Race):
+    """Seconds of training until the Frechet distance that the baseline has at the end, on moving digits."""
+
+    metric = "frechet"
+    clips: int = 512
+    """Clips that each scoring makes."""
+
+    def scorer(self) -> MovingDigits:
+        return MovingDigits(clips=self.clips, batch=64)
+
+
+@torch.no_grad()
+def assess(judge: DigitsJudge, pixels: Float[Tensor, "b 1 f h w"], asked: list[Asked]) -> dict[str, float]:
+    """All figures of `measures` and the judge's: what the clips are worth as answers to what was asked."""
+    verdict = judge(pixels)
+    right = verdict.right(asked)
+    return {
+        "accuracy": right.prod(1).mean().item(),
+        "digit_accuracy": right[:, 0].mean().item(),
+        "frechet": measures.frechet(verdict.features, _real_features()),
+        **measures.motion(pixels),
+        **measures.consistency(judge, pixels),
+        "noise": measures.noise(pixels).mean().item(),
+    }
+
+
+@functools.cache
+@torch.no_grad()
+def _real_features() -> Float[Tensor, "n d"]:
+    """Of real clips with labels as in training."""
+    source = torch.Generator().manual_seed(0)
+    return shared_judge()(clips.make(clips.draw_labels(REAL, source), "train", source).pixels).features
+
+
+def _checked(pipe: Any) -> Any:
+    network = getattr(pipe, "transformer", None)
+    channels = getattr(getattr(network, "config", None), "in_channels", None)
+    if type(network).__name__ != "WanTransformer3DModel" or pipe.vae is not None or channels != 1:
+        raise UnsupportedModelError("moving-digits needs digits-wan or a student of it: a WanPipeline without a VAE")
+    return pipe
