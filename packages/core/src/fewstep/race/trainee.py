@@ -49,7 +49,8 @@ class Trainee:
                 stack.enter_context(torch.random.fork_rng(devices=[]))
                 stack.enter_context(self.loop.ema.applied() if self.loop.ema else contextlib.nullcontext())
                 stack.enter_context(self.loop.roles.main.playing())
-                stack.enter_context(method.apply(pipe) if method else contextlib.nullcontext())
+                if method is not None:
+                    stack.enter_context(method.apply(pipe))
                 return score(task, pipe, name, seed)
         finally:
             pipe.transformer = before

@@ -1,0 +1,91 @@
+"""Where the time of a training step goes: the networks forward and backward, the optimisers, and the rest.
+
+``python benchmarks/training_step.py sgmd-digits --steps 20`` prints the shares of each phase and appends them to
+``results/training-step.jsonl``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+import uuid
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+from fewstep import plugins
+from fewstep.bench.record import Measured, Named, make_rows, origin
+from fewstep.bench.rows import DENSE, append
+from fewstep.bench.settings import Settings, available_cores
+from fewstep.train.loop import Loop
+from fewstep.train.parallel import World
+
+
+class Clock:
+    """Seconds by name; nothing nests."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def around(self, owner: object, method: str, name: str) -> None:
+        """Time every call of a method."""
+        inner = getattr(owner, method)
+
+        def timed(*args: object, **kwargs: object) -> object:
+            began = time.perf_counter()
+            try:
+                return inner(*args, **kwargs)
+            finally:
+                self.seconds[name] += time.perf_counter() - began
+
+        setattr(owner, method, timed)
+
+
+def measure(recipe: str, steps: int) -> tuple[float, dict[str, float]]:
+    """Seconds of a step, and the share of each part of it."""
+    chosen = plugins.find(plugins.recipes(), recipe, "recipe").load()()
+    torch.manual_seed(chosen.seed)
+    loop, clock = Loop(chosen, job := chosen.build(World()), World()), Clock()
+    for step in range(3):
+        loop.step(step)
+    for name, role in job.objective.roles.items():
+        clock.around(role.network, "forward", f"forward of the {name}")
+    clock.around(torch.Tensor, "backward", "backward")
+    for optimiser in loop.optimisers.values():
+        clock.around(optimiser, "step", "optimisers")
+    clock.around(job.data, "draw", "data")
+    began = time.perf_counter()
+    for step in range(3, 3 + steps):
+        loop.step(step)
+    seconds = time.perf_counter() - began
+    return seconds / steps, {name: spent / seconds for name, spent in clock.seconds.items()}
+
+
+def main() -> int:
+    """Measure and record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--results", type=Path, default=Path("results"))
+    options = parser.parse_args()
+    torch.set_num_threads(available_cores())
+    seconds, shares = measure(options.recipe, options.steps)
+    networks = sum(share for name, share in shares.items() if "ward" in name)
+    print(f"{options.recipe}: {seconds:.3f} s a step, {networks:.1%} of it in the networks")
+    for name, share in sorted(shares.items(), key=lambda item: -item[1]):
+        print(f"  {name:24}{share:7.1%}")
+    command = shlex.join(["python", *sys.argv])
+    settings = Settings(repeats=1, threads=torch.get_num_threads(), results=options.results, command=command)
+    about = origin(settings, uuid.uuid4().hex[:12], "trained", torch.device("cpu"), "float32")
+    counts = {"share_of_networks": networks, **{f"share_of_{name.replace(' ', '_')}": s for name, s in shares.items()}}
+    found = {options.recipe: [Measured(seconds={"step": seconds}, quality={}, counts=counts, samples=())]}
+    head = {"task": "training-step", "model": "digits-wan", "params": {"steps": options.steps}, **about}
+    arms = {options.recipe: Named(options.recipe, {})}
+    append(make_rows(head, arms, {DENSE: [], **found}, DENSE), options.results / "training-step.jsonl")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
