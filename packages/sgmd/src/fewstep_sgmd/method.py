@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -59,7 +59,7 @@ class SGMD(Method):
     """Shift of the steps: timesteps 1000, 937.5, 833.3, 625 with the default steps."""
     strength: float = 1.0
     """Share of a LoRA's change that is added to the weights."""
-    size: tuple[int, int, int] | None = None
+    size: tuple[int, int, int] | None = field(default=None, compare=False)
     """Frames, height and width of the videos that the student was trained on, which `fewstep run` makes by default."""
 
     def __post_init__(self) -> None:

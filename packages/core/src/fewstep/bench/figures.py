@@ -22,8 +22,8 @@ INK = "#22262b"
 """Colour of text and axes; `inline_svg` turns it into the text colour of the page."""
 _FAINT = "#8a9099"
 # Okabe and Ito's colours, which colour-blind people can tell apart; the marker differs as well.
-_LOOKS = [("#D55E00", "o"), ("#0072B2", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P")]
-_STYLE = {
+LOOKS = [("#D55E00", "o"), ("#0072B2", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P")]
+STYLE = {
     "font.size": 9,
     "font.sans-serif": ["DejaVu Sans"],
     "text.parse_math": False,  # a dollar sign in a name is a dollar sign
@@ -109,7 +109,7 @@ def draw(comparisons: Sequence[Comparison], *, titled: bool = True) -> Figure | 
         from matplotlib.figure import Figure
     except ImportError as error:
         raise FewstepError('figures need matplotlib: pip install "fewstep-core[bench]"') from error
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(5.4, 3.6 * len(panels)), layout="constrained")
         all_axes = figure.subplots(len(panels), squeeze=False)[:, 0]
         for axes, comparison in zip(all_axes, panels, strict=True):
@@ -132,7 +132,7 @@ def _panel(axes: Axes, comparison: Comparison) -> None:
     methods = list(dict.fromkeys(p.arm.method for p in found if p.arm.method != DENSE))
     for point in found:
         dense = point.arm.method == DENSE
-        colour, marker = (INK, "*") if dense else _LOOKS[methods.index(point.arm.method) % len(_LOOKS)]
+        colour, marker = (INK, "*") if dense else LOOKS[methods.index(point.arm.method) % len(LOOKS)]
         errors = {"xerr": [[e] for e in point.x_error], "yerr": [[e] for e in point.y_error]}
         size = 12 if dense else 7
         axes.errorbar(point.x, point.y, **errors, fmt=marker, color=colour, markersize=size, elinewidth=1, capsize=2)
@@ -214,7 +214,7 @@ def _svg(figure: Figure) -> str:
     from matplotlib import rc_context
 
     buffer = StringIO()
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(_UNSAID))
     return buffer.getvalue()
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from .. import hub
 from ..errors import FewstepError
 from ..method import Method
 from . import timing
@@ -73,14 +74,30 @@ def origin(settings: Settings, run: str, weights: str, device: torch.device, dty
     }
 
 
-def config(method: Method) -> dict[str, Any]:
-    """The fields of `method` that differ from their defaults, as JSON has them."""
+def config(method: Method, model: str = "") -> dict[str, Any]:
+    """The fields of `method` that differ from what a user of `model` gets without saying anything, as JSON has them.
+
+    Weights are named by the folder that they were saved in. Fields that do not count for equality are left out.
+    """
+    cls = type(method)
+    usual = cls.from_pretrained(model) if hub.shipped(model, method.name) else None
     found = {}
     for field in dataclasses.fields(method):  # type: ignore[arg-type]  # every method is a dataclass
-        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        if (value := getattr(method, field.name)) != default:
-            found[field.name] = plain(value)
+        weights = field.metadata.get("safetensors", False)
+        value = getattr(method, field.name)
+        if (field.compare or weights) and value != (getattr(usual, field.name) if usual else _default(field)):
+            found[field.name] = _folder(value) if weights and value else plain(value)
     return found
+
+
+def _default(field: dataclasses.Field) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _folder(weights: Path) -> str:
+    """Name of the saved method that a file belongs to, or of the file; never where it lies on this machine."""
+    inside = [parent.name for parent in Path(weights).parents if (parent / hub.CONFIG).is_file()]
+    return inside[0] if inside else Path(weights).name
 
 
 def plain(value: Any) -> Any:

@@ -125,7 +125,7 @@ class _Bench:
         params = {**plain(dataclasses.asdict(self.task)), "seed": self.settings.seed, "repeats": pairs}
         about = origin(self.settings, self.run_id, self.loaded.weights, self.device, self.dtype)
         head = {"task": self.task_name, "model": self.loaded.name, "params": params}
-        arms = {label: Named(method.name, config(method)) for label, method in self.arms.items()}
+        arms = {label: Named(method.name, config(method, self.loaded.name)) for label, method in self.arms.items()}
         rows = make_rows({**head, **about}, arms, found, self.baseline, self.red)
         write_samples(
             self.settings.results / "samples", self.run_id, head, {k: runs[0].samples for k, runs in found.items()}

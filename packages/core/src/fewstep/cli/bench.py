@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import plugins
+from .. import hub, plugins
 from ..bench.record import config
 from ..bench.rows import DENSE, Row
 from ..bench.settings import Settings
@@ -61,8 +61,8 @@ def bench(words: list[str]) -> int:
         command=command,
     )
     settings.prepare()
-    more = [_setting(card, setting) for setting in options.also]
-    arms = _labelled([chosen_method(card, options, method), *more, *_others(options.vs)])
+    more = [_setting(card, setting, options.model) for setting in options.also]
+    arms = _labelled([chosen_method(card, options, method), *more, *_others(options.vs, options.model)], options.model)
     from ..bench.run import bench as measure
 
     loaded = options.load()
@@ -85,26 +85,29 @@ def _task_card(method: Card, name: str | None) -> Card:
     return (own or list(cards.values()))[0]
 
 
-def _setting(card: Card, setting: str) -> Method:
+def _setting(card: Card, setting: str, model: str) -> Method:
     words = []
     for part in setting.split():
         name, _, value = part.partition("=")
         words += [f"--{name}", *(value.split(",") if value else [])]
-    return parse("--also", card.summary, words, [method_group(card, words)])[0]
+    return parse("--also", card.summary, words, [method_group(card, words, model)])[0]
 
 
-def _others(names: str) -> list[Method]:
+def _others(names: str, model: str) -> list[Method]:
     cards = plugins.methods()
     wanted = [name.strip() for name in names.split(",")]
-    return [plugins.find(cards, name, "method").load()() for name in wanted if name and name != DENSE]
+    found = [plugins.find(cards, name, "method").load() for name in wanted if name and name != DENSE]
+    return [cls.from_pretrained(model) if hub.shipped(model, cls.name) else cls() for cls in found]
 
 
-def _labelled(methods: Sequence[Method]) -> dict[str, Method]:
+def _labelled(methods: Sequence[Method], model: str) -> dict[str, Method]:
     """The arms by name; where two share a name, each with its configuration."""
     names = [method.name for method in methods]
     arms: dict[str, Method] = {}
     for method in methods:
-        label = method.name if names.count(method.name) == 1 else f"{method.name} {compact(config(method))}".strip()
+        label = (
+            method.name if names.count(method.name) == 1 else f"{method.name} {compact(config(method, model))}".strip()
+        )
         if label in arms:
             raise FewstepError(f"{label} is named again: two arms would measure the same")
         arms[label] = method

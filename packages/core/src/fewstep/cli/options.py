@@ -91,22 +91,25 @@ def named(verb: str, words: list[str], kind: str, cards: dict[str, Card]) -> tup
     return plugins.find(cards, words[0], kind), words[1:]
 
 
-def method_group(card: Card, words: list[str]) -> Group:
-    """The flags of the method itself; hidden where a saved one is used."""
-    return Group(card.name, card.load(), "method", hidden=peek(words, "--method-from") is not None)
+def method_group(card: Card, words: list[str], model: str | None = None) -> Group:
+    """The flags of the method itself; hidden where a saved one is used.
+
+    Defaults are those of the method that comes with the model (of ``--model``, or `model`), where one does.
+    """
+    cls, model = card.load(), model or peek(words, "--model") or ""
+    comes = hub.shipped(model, card.name) is not None
+    hidden = peek(words, "--method-from") is not None
+    return Group(card.name, cls, "method", hidden, default=(lambda: cls.from_pretrained(model)) if comes else None)
 
 
 def chosen_method(card: Card, options: MethodModelOptions, parsed: Any) -> Method:
-    """The method of the flags, or the saved one; without either, the one that comes with the model.
+    """The method of the flags, or the saved one.
 
     Raises:
         FewstepError: nothing is saved there, or another method.
     """
     if options.method_from is None:
-        if hub.shipped(options.model, card.name) is None or parsed != card.load()():
-            return parsed
-        print(f"fewstep: using the {card.name} that comes with {options.model}", file=sys.stderr)
-        return card.load().from_pretrained(options.model)
+        return parsed
     return card.load().from_pretrained(options.method_from)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from ..bench.task import Outcome, Sample
 from ..errors import FewstepError
 from ..train.parallel import World
 from ..train.recipe import Recipe
+from .curves import check_drawable, picture
 from .task import Race
 from .trainee import Trainee, score
 
@@ -47,6 +49,7 @@ def race(
         OSError: the results folder cannot be written; found out before anything is run.
     """
     settings.prepare()
+    check_drawable()
     with timing.fixed_threads(settings.threads):
         return _Race(entrants, task, task_name, settings, World(device=device), watch).run()
 
@@ -119,16 +122,17 @@ class _Race:
         first = next(iter(arms))
         against = dict.fromkeys(("time_to_quality", "iteration"), first)
         rows = make_rows({**head, **about}, arms, self.found, f"{DENSE}-{self.dtype}", against=against)
-        shown = {label: (*self._curve(label), *runs[0].samples) for label, runs in self.found.items()}
+        shown = {label: runs[0].samples for label, runs in self.found.items()}
+        shown[DENSE] = (self._picture(), *shown[DENSE])
         write_samples(settings.results / "samples", self.run_id, head, shown)
         append(rows, file := settings.results / f"{self.name}.jsonl")
         self.watch(Event(kind="written", text=f"{len(rows)} rows added to {file}", done=self.done, total=self.total))
         return rows
 
-    def _curve(self, label: str) -> tuple[Sample, ...]:
-        title = f"{self.task.metric} by seconds of training, a line for each seed"
-        lines = [", ".join(f"{at:.0f} s {value:.3g}" for at, value in curve) for curve in self.curves.get(label, [])]
-        return (Sample(title=title, text="\n".join(lines)),) if lines else ()
+    def _picture(self) -> Sample:
+        metric = self.task.metric
+        dense = statistics.mean(run.quality[metric] for run in self.found[DENSE])
+        return Sample(title=f"{metric} by seconds of training", image=picture(self.curves, metric, dense))
 
     def _tell(self, seed: int, label: str, text: str, steps: int = 0) -> None:
         self.done += 1
