@@ -39,7 +39,7 @@ def fewstep_tasks():
         ),
         Card(
             name="time-to-quality",
-            summary="train recipes on moving digits: seconds until the baseline's final Frechet distance",
+            summary="train recipes on moving digits: seconds until the baseline's best Frechet distance",
             target="fewstep_zoo.digits.task:TimeToQuality",
         ),
     ]

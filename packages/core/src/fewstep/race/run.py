@@ -24,6 +24,11 @@ from .task import Race
 from .trainee import Trainee, score
 
 
+BEST, FINAL = "time_to_quality", "time_to_final"
+"""Seconds of training until the best, and until the last, quality of the baseline: one that trains for too long gets
+worse again, and its last quality is then reached by anything that has begun."""
+
+
 @dataclass(frozen=True)
 class Entrant:
     """A recipe in a race."""
@@ -90,17 +95,21 @@ class _Race:
                 outcomes[label] = trainee.score(self.scorer, self.model, seed)
                 trainee.curve.append((trainee.seconds, self._quality(outcomes[label], label)))
                 self._tell(seed, label, f"{trainee.curve[-1][1]:.4g} after {trainee.seconds:.0f} s", trainee.steps)
-        target = next(iter(trainees.values())).curve[-1][1]
+        scores = [value for _, value in next(iter(trainees.values())).curve]
+        targets = {BEST: min(scores), FINAL: scores[-1]}
         for label, outcome in outcomes.items():
-            self._record(label, outcome, trainees.get(label), target, seed)
+            self._record(label, outcome, trainees.get(label), targets, seed)
 
-    def _record(self, label: str, outcome: Outcome, trainee: Trainee | None, target: float, seed: int) -> None:
+    def _record(
+        self, label: str, outcome: Outcome, trainee: Trainee | None, targets: Mapping[str, float], seed: int
+    ) -> None:
         seconds, counts = outcome.seconds, outcome.counts
         if trainee is not None:
-            reached = trainee.reached(target)
-            training = {"iteration": trainee.seconds / trainee.steps}
-            seconds = ({"time_to_quality": reached} if reached else {}) | training | outcome.seconds
-            counts = {"reached": float(reached is not None), "iterations": trainee.steps, **counts}
+            reached = {name: trainee.reached(target) for name, target in targets.items()}
+            training = {name: at for name, at in reached.items() if at is not None}
+            seconds = training | {"iteration": trainee.seconds / trainee.steps} | seconds
+            best = min(value for _, value in trainee.curve)
+            counts = {f"best_{self.task.metric}": best, "iterations": trainee.steps, **counts}
             self.curves[label].append(trainee.curve)
         outcome = dataclasses.replace(outcome, seconds=seconds, counts=counts)
         self.found[label].append(measured(outcome, outcome.quality, None, f"{self.name}, {label}, seed {seed}"))
@@ -113,14 +122,14 @@ class _Race:
     def _write(self) -> list[Row]:
         seeds, settings = len(self.found[DENSE]), self.settings
         for label, runs in self.found.items():
-            if any("time_to_quality" not in run.seconds for run in runs):  # a median of some seeds would flatter
-                self.found[label] = [dataclasses.replace(run, seconds=_without(run.seconds)) for run in runs]
+            shared = set.intersection(*(set(run.seconds) for run in runs))  # a median of some seeds would flatter
+            self.found[label] = [dataclasses.replace(run, seconds=_only(run.seconds, shared)) for run in runs]
         params = {**plain(dataclasses.asdict(self.task)), "seed": settings.seed, "repeats": seeds}
         head = {"task": self.name, "model": self.model, "params": params}
         about = origin(settings, self.run_id, "trained", self.world.device, self.dtype)
         arms = {label: entrant.named for label, entrant in self.entrants.items()}
         first = next(iter(arms))
-        against = dict.fromkeys(("time_to_quality", "iteration"), first)
+        against = dict.fromkeys((BEST, "iteration"), first)
         rows = make_rows({**head, **about}, arms, self.found, f"{DENSE}-{self.dtype}", against=against)
         shown = {label: runs[0].samples for label, runs in self.found.items()}
         shown[DENSE] = (self._picture(), *shown[DENSE])
@@ -140,5 +149,5 @@ class _Race:
         self.watch(Event(kind="measured", text=said, done=self.done, total=self.total, arm=label))
 
 
-def _without(seconds: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in seconds.items() if name != "time_to_quality"}
+def _only(seconds: dict[str, float], names: set[str]) -> dict[str, float]:
+    return {name: value for name, value in seconds.items() if name in names}

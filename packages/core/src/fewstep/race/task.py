@@ -11,7 +11,7 @@ from ..bench.task import Task
 
 @dataclass(frozen=True, kw_only=True)
 class Race:
-    """Seconds of training until the baseline's final quality; subclasses say what is scored, and how."""
+    """Seconds of training until the baseline's best quality; subclasses say what is scored, and how."""
 
     metric: ClassVar[str]
     """Figure of quality that decides; lower is better."""

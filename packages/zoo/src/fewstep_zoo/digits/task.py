@@ -93,7 +93,7 @@ class MovingDigits:
 
 @dataclass(frozen=True, kw_only=True)
 class TimeToQuality(Race):
-    """Seconds of training until the Frechet distance that the baseline has at the end, on moving digits."""
+    """Seconds of training until the best Frechet distance that the baseline reaches, on moving digits."""
 
     metric = "frechet"
     clips: int = 512
