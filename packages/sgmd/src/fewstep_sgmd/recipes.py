@@ -122,12 +122,12 @@ DIGITS: dict[str, Any] = {
     "height": 128,
     "width": 128,
     "guidance": 2.0,
-    "steps": 600,
+    "steps": 200,
     "batch": 32,
     "student": AdamW(lr=2e-5),
     "critic": AdamW(lr=2e-5),
-    "save_every": 200,
-    "sample_every": 200,
+    "save_every": 100,
+    "sample_every": 100,
     "show": 8,
 }
 """What all arms on moving digits share; a frame count of 21 and 128 pixels are 6 latent frames of 16 pixels."""

@@ -23,7 +23,6 @@ from .curves import check_drawable, picture
 from .task import Race
 from .trainee import Trainee, score
 
-
 BEST, FINAL = "time_to_quality", "time_to_final"
 """Seconds of training until the best, and until the last, quality of the baseline: one that trains for too long gets
 worse again, and its last quality is then reached by anything that has begun."""
