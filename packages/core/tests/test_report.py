@@ -174,6 +174,17 @@ def test_points_are_paired_ratios_and_the_front_drops_what_is_beaten():
     assert [p.arm.label for p in front(found, True)] == ["slim-infer keep=0.25", "slim-infer keep=0.5", "dense"]
 
 
+def test_a_race_of_recipes_has_no_figure_against_dense():
+    """Its ratios are against another recipe: dense is not 1x there."""
+    rows = [
+        row("sgmd-digits", "iteration_speedup", 2.4, "x", baseline="dmd2-digits"),
+        row("sgmd-digits", "accuracy", 0.97),
+        row("dense", "accuracy", 0.98),
+    ]
+    (comparison,) = compare(rows)
+    assert points(comparison) == []
+
+
 def test_lower_is_better_for_kl_and_dense_is_zero_by_definition():
     kl = [dataclasses.replace(r, metric="kl", value=1 - r.value) if r.metric == "accuracy" else r for r in one_run()]
     (comparison,) = compare([r for r in kl if not (r.method == "dense" and r.metric == "kl")])

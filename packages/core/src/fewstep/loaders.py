@@ -98,6 +98,8 @@ def _pipeline(folder: Path, name: str, dtype: Any, device: str, weights: Weights
     import diffusers
 
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    if os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS"):  # diffusers itself does not ask
+        diffusers.utils.logging.disable_progress_bar()
     # diffusers saves a pipeline without a VAE, but loads it only when told so
     absent = {part: None for part, source in index.items() if source == [None, None]}
     pipe = diffusers.DiffusionPipeline.from_pretrained(folder, dtype=dtype, use_safetensors=True, **absent)

@@ -59,9 +59,15 @@ class Point:
 
 
 def points(comparison: Comparison) -> list[Point]:
-    """The arms that have both a speed-up and a figure of quality; empty unless a method is among them."""
+    """The arms that have both a speed-up and a figure of quality; empty unless a method is among them.
+
+    Empty too where ratios are not against dense, as in a race of recipes.
+    """
     speed, quality = speed_metric(comparison), quality_metric(comparison)
     if not speed or not quality:
+        return []
+    against = {arm.rows[speed].baseline or DENSE for arm in comparison.arms if speed in arm.rows}
+    if not all(baseline.startswith(DENSE) for baseline in against):
         return []
     found = [_point(arm, speed, quality) for arm in comparison.arms]
     kept = [point for point in found if point and math.isfinite(point.x) and math.isfinite(point.y)]
