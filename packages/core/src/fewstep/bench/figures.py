@@ -66,7 +66,7 @@ def points(comparison: Comparison) -> list[Point]:
     speed, quality = speed_metric(comparison), quality_metric(comparison)
     if not speed or not quality:
         return []
-    against = {arm.rows[speed].baseline or DENSE for arm in comparison.arms if speed in arm.rows}
+    against = {row.baseline or DENSE for arm in comparison.arms for row in arm.rows.values()}
     if not all(baseline.startswith(DENSE) for baseline in against):
         return []
     found = [_point(arm, speed, quality) for arm in comparison.arms]

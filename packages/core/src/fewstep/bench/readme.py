@@ -9,6 +9,8 @@ from ..errors import BadFileError
 from .rows import DENSE, Row
 from .tables import (
     RANDOM_MARK,
+    SPEEDUP,
+    TELLING,
     Arm,
     Comparison,
     amount,
@@ -37,17 +39,18 @@ def readme_table(rows: Sequence[Row]) -> str:
             key = (arm.method, comparison.model, comparison.task)
             if arm.method != DENSE and (key not in best or _rank(comparison, arm) > _rank(*best[key])):
                 best[key] = (comparison, arm)
-    lines = [_line(*best[key]) for key in sorted(best)]
+    lines = [line for key in sorted(best) if set((line := _line(*best[key]))[3:5]) != {"–"}]
     header = ["method", "model", "task", "speed-up", "quality", "KV memory"]
     if all(line[-1] == "–" for line in lines):
         header, lines = header[:-1], [line[:-1] for line in lines]
     return table(header, lines, words=3)
 
 
-def _rank(comparison: Comparison, arm: Arm) -> tuple[bool, bool, float]:
-    ratio = arm.rows.get(speed_metric(comparison) or "")
-    default = not any(row.config for row in arm.rows.values())
-    return not comparison.random, default, ratio.value if ratio else _NO_SPEEDUP
+def _rank(comparison: Comparison, arm: Arm) -> tuple[bool, bool, bool, float]:
+    metric = speed_metric(comparison) or ""
+    default, ratio = not any(row.config for row in arm.rows.values()), arm.rows.get(metric)
+    telling = metric.removesuffix(SPEEDUP) in TELLING
+    return not comparison.random, default, telling, ratio.value if ratio else _NO_SPEEDUP
 
 
 def _line(comparison: Comparison, arm: Arm) -> list[str]:

@@ -15,6 +15,8 @@ from .rows import DENSE, Row, read
 
 RANDOM_MARK = "random weights: mechanics only"
 SPEEDUP = "_speedup"
+TELLING = ("ttft", "time_to_quality")
+"""What a user waits for most, where it was measured."""
 QUALITY = {
     "accuracy": True,
     "frechet": False,
@@ -169,9 +171,9 @@ def _column(metric: str, seen: list[str], arms: list[Arm]) -> tuple[int, int, bo
 
 
 def speed_metric(comparison: Comparison) -> str | None:
-    """``ttft_speedup`` if there is one, else the first ratio of waiting times, else None."""
+    """The ratio of `TELLING` waiting times if there is one, else the first ratio, else None."""
     found = [name for name in comparison.metrics if name.endswith(SPEEDUP)]
-    return "ttft" + SPEEDUP if "ttft" + SPEEDUP in found else next(iter(found), None)
+    return next((name + SPEEDUP for name in TELLING if name + SPEEDUP in found), next(iter(found), None))
 
 
 def quality_metric(comparison: Comparison) -> str | None:
