@@ -42,6 +42,12 @@ def test_the_student_is_an_ordinary_pipeline_that_walks_its_steps(whole_run):
     torch.testing.assert_close(latents, noisy, rtol=1e-3, atol=1e-4)
 
 
+def test_a_student_does_not_tell_where_its_teacher_lay(whole_run, teacher):
+    files = list((whole_run / "student").rglob("*.json"))
+    assert len(files) > 4
+    assert not [path for path in files if str(teacher.parent) in path.read_text()]
+
+
 def test_a_lora_student_loads_into_the_teacher_pipeline(forks, teacher, tmp_path):
     words = "--lora-rank", "2", "--lora-alpha", "6", "--lora-targets", "to_q", "to_v", "--ema", "0.5"
     ended = forks("--out", tmp_path / "run", *words)

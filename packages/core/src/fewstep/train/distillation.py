@@ -157,6 +157,9 @@ class Distillation(Recipe):
         scheduler = self.grid.scheduler(stochastic=self.eta == 1)
         if not self.lora_rank:
             pipe.transformer, pipe.scheduler = network, scheduler
+            for part in (pipe, network, pipe.vae):
+                if part is not None:
+                    part.register_to_config(_name_or_path="")  # where the teacher lay on this machine
             pipe.save_pretrained(folder, max_shard_size="1TB")  # one file for each network, whatever its size
             return
         from peft import get_peft_model_state_dict
