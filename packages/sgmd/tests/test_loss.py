@@ -258,5 +258,7 @@ def test_figures_compare_with_dmd2(weights):
         expected[3] = 0  # at sigma 1 the paper's weight, and with it the gap, is lost
     torch.testing.assert_close(numbers["dmd2"], expected.mean(), rtol=1e-6, atol=0)
     slope = found.gradient.abs().mean((1, 2, 3)) * x.numel()
-    assert {name for name in numbers if "slope" in name} == {"slope[0-0.25]", "slope[0.25-0.5]", "slope[0.9-1]"}
+    known = {name for name, value in numbers.items() if "slope" in name and not value.isnan()}
+    assert known == {"slope[0-0.25]", "slope[0.25-0.5]", "slope[0.9-1]"}
+    assert {"slope[0.5-0.75]", "slope[0.75-0.9]"} < numbers.keys()  # the same names whatever was drawn
     torch.testing.assert_close(numbers["slope[0.25-0.5]"], slope[1:3].mean())

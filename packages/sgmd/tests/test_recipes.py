@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -136,6 +140,24 @@ def test_two_steps_of_each_recipe(name, train):
         load_file(folder / "student/transformer/diffusion_pytorch_model.safetensors"),
     )
     assert before.keys() == after.keys() and any(not torch.equal(before[key], after[key].float()) for key in before)
+
+
+def test_two_processes_log_the_same_figures(teacher, tmp_path):
+    """Samples of one rank may leave a range of noise levels empty that those of the other fill."""
+    given = ["--teacher", str(teacher), "--prompts", str(teacher.with_name("prompts.txt")), *SMALL, "--steps", "4"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fewstep"]
+    env = {**os.environ, "FEWSTEP_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "train", "sgmd-digits", "--out", "run", *given],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert len(lines) == 4 and all(math.isfinite(value) for line in lines for value in line.values())
+    assert any(line.keys() != lines[0].keys() for line in lines)  # an empty range is left out
 
 
 def test_a_full_student_loads_with_diffusers_and_with_us(train, pipe, sample):

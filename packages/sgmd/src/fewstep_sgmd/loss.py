@@ -82,7 +82,6 @@ def figures(found: Matched, sigma: Level, weights: Weights) -> dict[str, Float[T
     numbers = {"dmd2": dmd2, "residual": found.residual.mean(), "normaliser": found.normaliser.mean()}
     slope = found.gradient.abs().flatten(1).mean(1) * found.gradient.numel()
     for low, high in zip(BINS, BINS[1:], strict=False):
-        inside = slope[(sigma > low) & (sigma <= high)]
-        if len(inside):
-            numbers[f"slope[{low:g}-{high:g}]"] = inside.mean()
+        inside = (sigma > low) & (sigma <= high)
+        numbers[f"slope[{low:g}-{high:g}]"] = slope.where(inside, 0.0).sum() / inside.sum()  # NaN where none is
     return numbers

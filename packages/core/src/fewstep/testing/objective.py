@@ -57,6 +57,16 @@ class ObjectiveSuite:
             assert all(part.dtype in (torch.float32, torch.float64) for part in parts.values())
             assert any(part.requires_grad for part in parts.values())
 
+    def test_names_do_not_depend_on_what_was_drawn(self, case: ObjectiveCase):
+        """Ranks draw different samples and must agree on the names."""
+        found: dict[str, set[tuple[frozenset[str], frozenset[str]]]] = {}
+        for seed in range(8):
+            for role in case.objective.phases(case.step):
+                batch = case.batch(seed)
+                parts = case.objective.losses(role, batch, case.step)
+                found.setdefault(role, set()).add((frozenset(parts), frozenset(batch.figures)))
+        assert all(len(names) == 1 for names in found.values()), found
+
     def test_only_the_updated_role_gets_a_gradient(self, case: ObjectiveCase):
         roles = case.objective.roles
         for role in case.objective.phases(case.step):

@@ -66,13 +66,13 @@ class Loop:
                 (_total(parts[-1]) / self.recipe.accumulate).backward()
                 parts[-1] = {key: value.detach() for key, value in parts[-1].items()}
                 figures.append(batch.figures)
-        means = self._means(parts, missing=0.0)
+        means = self._means(parts)
         self._check(step, name, means)
         gradient = self._clip(name)
         if not math.isfinite(gradient):
             raise LossError(f"the gradient of the {name} is {gradient} in step {step + 1} ({_listed(means)})")
         self._update(name, step)
-        return {**means, "gradient": gradient, **self._means(figures)}
+        return {**means, "gradient": gradient, **self._figures(figures)}
 
     def _update(self, name: str, step: int) -> None:
         for group in self.optimisers[name].param_groups:
@@ -99,15 +99,24 @@ class Loop:
             micro=micro,
         )
 
-    def _means(self, seen: Sequence[Mapping[str, Tensor | float]], missing: float = math.nan) -> dict[str, float]:
-        """Means over micro-batches and ranks; one without a name counts as `missing`, or not at all."""
-        names = sorted({name for one in seen for name in one})
+    def _means(self, seen: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
+        """Means of losses over micro-batches and ranks; a part that a micro-batch lacks counts as 0."""
+        names, found = self._table(seen, missing=0.0)
+        return dict(zip(names, parallel.mean(found.mean(0)).tolist(), strict=True)) if names else {}
+
+    def _figures(self, seen: Sequence[Mapping[str, Tensor | float]]) -> dict[str, float]:
+        """Means of figures over the micro-batches and ranks that have them; those that none has are left out."""
+        names, found = self._table(seen, missing=math.nan)
         if not names:
             return {}
-        rows = [torch.stack([_number(one.get(n, missing), self.world.device) for n in names]) for one in seen]
-        found = torch.stack(rows)
-        found = found.nanmean(0) if math.isnan(missing) else found.mean(0)
-        return dict(zip(names, parallel.mean(found).tolist(), strict=True))
+        known = ~found.isnan()
+        total, count = parallel.mean(torch.stack([found.where(known, 0.0).sum(0), known.float().sum(0)])).tolist()
+        return {name: sums / many for name, sums, many in zip(names, total, count, strict=True) if many}
+
+    def _table(self, seen: Sequence[Mapping[str, Tensor | float]], missing: float) -> tuple[list[str], Tensor]:
+        names = sorted({name for one in seen for name in one})
+        rows = [[_number(one.get(name, missing), self.world.device) for name in names] for one in seen]
+        return names, torch.stack([torch.stack(row) for row in rows]) if names else torch.empty(0)
 
     def _check(self, step: int, name: str, means: dict[str, float]) -> None:
         total = math.fsum(means.values()) if all(map(math.isfinite, means.values())) else float("nan")

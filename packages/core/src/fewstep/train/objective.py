@@ -33,7 +33,8 @@ class Batch:
     micro: int = 0
     """Number of this micro-batch among those whose gradients are accumulated on this rank."""
     figures: dict[str, Tensor | float] = field(default_factory=dict)
-    """What an objective writes here is logged beside the losses."""
+    """What an objective writes here is logged beside the losses. The names must not depend on what was drawn, or ranks
+    would disagree on them; NaN where there is nothing to say."""
 
     def __len__(self) -> int:
         return first_tensor(self.cond).shape[0]
