@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+
+pytest.importorskip("matplotlib", reason="needs fewstep-core[bench]")
+
 from fewstep import FewstepError
 from fewstep.bench.record import Named
 from fewstep.bench.rows import DENSE, read
