@@ -69,12 +69,7 @@ class SGMDRecipe(Student):
     def objective(self, roles: Roles) -> Objective:
         settings = {"anchor": self.diversity_anchor, "steps": self.diversity_steps, "shift": self.shift}
         return SGMDObjective(
-            roles=roles,
-            grid=self.grid,
-            score_time=self.score_time,
-            guidance=self.guidance,
-            eta=self.eta,
-            schedule=self.schedule,
+            **self.shared(roles),
             lam=self.lam,
             weights=self.weights,
             fake_sample=self.fake_sample,
@@ -96,16 +91,7 @@ class SiDRecipe(Student):
     """Let gradients pass through the teacher to its input; without it, and 1:1, this stands for TSG-SIM."""
 
     def objective(self, roles: Roles) -> Objective:
-        return SiD(
-            roles=roles,
-            grid=self.grid,
-            score_time=self.score_time,
-            guidance=self.guidance,
-            eta=self.eta,
-            schedule=self.schedule,
-            alpha=self.alpha,
-            through_teacher=self.through_teacher,
-        )
+        return SiD(**self.shared(roles), alpha=self.alpha, through_teacher=self.through_teacher)
 
 
 @dataclass(frozen=True, kw_only=True)

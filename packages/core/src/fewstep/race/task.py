@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +11,7 @@ from ..bench.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)
-class Race:
+class Race(ABC):
     """Seconds of training until the baseline's best quality; subclasses say what is scored, and how."""
 
     metric: ClassVar[str]
@@ -29,6 +30,6 @@ class Race:
         """Training times at which is scored; the last is `seconds`."""
         return [min(self.seconds, (i + 1) * self.every) for i in range(math.ceil(self.seconds / self.every - 1e-9))]
 
+    @abstractmethod
     def scorer(self) -> Task:
         """What runs and scores the model, trained or not."""
-        raise NotImplementedError

@@ -96,14 +96,18 @@ class Distillation(Recipe):
 
     def objective(self, roles: Roles) -> Objective:
         """What is minimised; DMD2 unless a method overrides it."""
-        return DMD2(
-            roles=roles,
-            grid=self.grid,
-            score_time=self.score_time,
-            guidance=self.guidance,
-            eta=self.eta,
-            schedule=self.schedule,
-        )
+        return DMD2(**self.shared(roles))
+
+    def shared(self, roles: Roles) -> dict[str, Any]:
+        """What every objective on these roles and levels is given."""
+        return {
+            "roles": roles,
+            "grid": self.grid,
+            "score_time": self.score_time,
+            "guidance": self.guidance,
+            "eta": self.eta,
+            "schedule": self.schedule,
+        }
 
     def settings(self, world: World) -> dict[str, Any]:
         digest = hashlib.sha256("\n".join(read_prompts(self.prompts)).encode()).hexdigest()

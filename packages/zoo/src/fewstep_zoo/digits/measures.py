@@ -21,13 +21,12 @@ def frechet(ours: Float[Tensor, "n d"], real: Float[Tensor, "m d"]) -> float:
     Raises:
         ValueError: a set has fewer than two members.
     """
-    import scipy.linalg
-
     if min(len(ours), len(real)) < 2:
         raise ValueError("a Frechet distance needs at least two clips on each side")
     (mean_a, cov_a), (mean_b, cov_b) = ((x.mean(0), x.T.cov()) for x in (ours.double(), real.double()))
-    root = torch.as_tensor(scipy.linalg.sqrtm((cov_a @ cov_b).numpy()).real)
-    return float((mean_a - mean_b).square().sum() + (cov_a + cov_b - 2 * root).trace())
+    # the trace of the root of a product of covariances: its eigenvalues are real and not negative
+    root = torch.linalg.eigvals(cov_a @ cov_b).real.clamp(min=0).sqrt().sum()
+    return float((mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * root)
 
 
 def centroids(pixels: Float[Tensor, "b 1 f h w"]) -> Float[Tensor, "b f 2"]:
