@@ -1,0 +1,22 @@
+"""Vanilla decoding as LLaDA published it: logits, and a softmax in float64, of every row at every step."""
+
+from __future__ import annotations
+
+import torch
+
+from .decoder import Decoder
+from .state import Answers
+
+
+class AllRows(Decoder):
+    """The same tokens as `Decoder`, at the published cost."""
+
+    def everything(self, plan: None) -> Answers:
+        state, block = self.state, self.state.block
+        every = torch.arange(state.length, device=state.tokens.device).expand_as(state.tokens)
+        logits = self.model.lm_head(self.hidden(state.tokens, every, None))
+        for row in logits:  # what the published code takes confidences from; one sequence at a time bounds the memory
+            row.double().softmax(-1).amax(-1)
+        state.stats.refreshes += 1
+        rows = slice(block.start - self.shift, block.end - self.shift)
+        return Answers(every[:, block.start : block.end], state.masked(), logits[:, rows])
