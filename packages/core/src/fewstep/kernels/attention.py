@@ -64,10 +64,22 @@ def merge_attention(
     return (weights[..., None] * wide).sum(0).to(outputs[0].dtype), lse
 
 
-def with_naive_gradient(
-    kernel: Kernel, backend: str, tensors: tuple[Tensor, ...], places: Int[Tensor, ...], options: Mapping[str, Any]
+def softmax_(scores: Float[Tensor, "... n"], return_lse: bool) -> Float[Tensor, ...] | None:
+    """Softmax over the last dimension in place; the logarithm of the sum of exponentials where it is asked for."""
+    most = scores.amax(-1) if return_lse else None
+    torch.softmax(scores, -1, out=scores)
+    # p = exp(s - lse) of the greatest score, instead of a pass of exponentials
+    return None if most is None else most.sub_(scores.amax(-1).log_())
+
+
+def run_backend(
+    kernel: Kernel, backend: str | None, tensors: tuple[Tensor, ...], places: Int[Tensor, ...], options: Mapping
 ) -> Any:
-    """Run a backend on ``(*tensors, places)``; gradients of `tensors` are those of the specification, run again."""
+    """Run a backend on ``(*tensors, places)``; gradients of `tensors` are those of the specification, run again.
+
+    Without a name it is the one for their device, or the specification where they are float64.
+    """
+    backend = backend or ("naive" if tensors[0].dtype == torch.float64 else kernel.chosen_backend(tensors[0].device))
     function = kernel.function(backend)
     if backend == "naive" or not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)):
         return function(*tensors, places, **options)
