@@ -49,7 +49,7 @@ def _sequence(
         count = some.stop - j
         torch.bmm(rows[some], _gather(key[some], chosen, tile, wide).mT, out=scores[:count])
         found = softmax_(scores[:count], lse is not None)
-        if lse is not None:
+        if lse is not None and found is not None:
             lse[some] = found
         torch.bmm(scores[:count], _gather(value[some], chosen, tile, wide), out=output[some])
 
