@@ -11,6 +11,9 @@ from torch import Tensor
 
 from . import Function, Kernel
 
+CPU_FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+"""What SDPA runs on a CPU, with the LSE that it keeps to itself."""
+
 
 def masked_attention(
     query: Float[Tensor, "b h t d"],
@@ -62,14 +65,6 @@ def merge_attention(
     weights = (stacked - lse.masked_fill(lse == -torch.inf, 0)).exp()
     wide = torch.stack(tuple(outputs)).to(lse.dtype)
     return (weights[..., None] * wide).sum(0).to(outputs[0].dtype), lse
-
-
-def softmax_(scores: Float[Tensor, "... n"], return_lse: bool) -> Float[Tensor, ...] | None:
-    """Softmax over the last dimension in place; the logarithm of the sum of exponentials where it is asked for."""
-    most = scores.amax(-1) if return_lse else None
-    torch.softmax(scores, -1, out=scores)
-    # p = exp(s - lse) of the greatest score, instead of a pass of exponentials
-    return None if most is None else most.sub_(scores.amax(-1).log_())
 
 
 def run_backend(

@@ -102,8 +102,9 @@ KERNEL = Kernel(
     name="block-sparse-attention",
     target=f"{__name__}:KERNEL",
     naive=naive.block_sparse_attention,
-    fast={"cpu": f"{__name__}.cpu:block_sparse_attention"},
+    fast={"cpu": f"{__name__}.cpu:block_sparse_attention", "triton": f"{__name__}.triton:block_sparse_attention"},
     cases=_cases,
+    signatures=f"{__name__}.triton:signatures",
 )
 
 chosen_backend = KERNEL.chosen_backend

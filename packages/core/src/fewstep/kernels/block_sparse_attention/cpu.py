@@ -12,10 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from fewstep.kernels.attention import softmax_
-
-FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-"""What SDPA runs on a CPU, with the LSE that it keeps to itself."""
+from fewstep.kernels.attention import CPU_FLASH
 
 TILE = 1 << 20
 """Elements of keys to gather at a time: 4 MiB, the fastest of 1, 2, 4 and 8."""
@@ -40,8 +37,8 @@ def block_sparse_attention(
         output, lse = dense(query, key, value, scale)
         return (output, lse) if return_lse else output
     # a row for each head and query block; KV blocks are counted over all heads
-    rows = F.pad(query.float() * scale, (0, 0, 0, -t % query_block)).reshape(-1, query_block, d)
-    keys, values = (F.pad(x.float(), (0, 0, 0, -n % key_block)).reshape(b * g * m, -1) for x in (key, value))
+    rows = whole(query, query_block).reshape(-1, query_block, d)
+    keys, values = (whole(x, key_block).reshape(b * g * m, -1) for x in (key, value))
     first = torch.arange(b * g).repeat_interleave(h // g).view(b, h, 1, 1) * m
     output, lse = torch.zeros_like(rows), torch.full(rows.shape[:2], -torch.inf)
     threads = torch.get_num_threads()
@@ -51,12 +48,19 @@ def block_sparse_attention(
         # a multiple of the threads, so that none waits
         step = max(1, TILE // (lists.shape[1] * key_block * d * threads)) * threads
         for some, places in zip(chosen.split(step), lists.split(step), strict=True):
-            found = attend(rows[some], keys, values, places, missing, tile, scores, return_lse)
-            output[some] = found[0]
-            if found[1] is not None:
-                lse[some] = found[1]
+            own = rows.index_select(0, some).mul_(scale)
+            found, sums = attend(own, keys, values, places, missing, tile, scores, return_lse)
+            output.index_copy_(0, some, found)
+            if sums is not None:
+                lse.index_copy_(0, some, sums)
     output, lse = output.to(query.dtype).view(b, h, -1, d)[:, :, :t], lse.view(b, h, -1)[:, :, :t]
     return (output, lse) if return_lse else output
+
+
+def whole(tensor: Float[Tensor, "b h t d"], block: int) -> Float[Tensor, "b h u d"]:
+    """The tensor in fp32, padded to a multiple of `block` rows; itself, not a copy, where it is that already."""
+    missing = -tensor.shape[2] % block
+    return F.pad(tensor.float(), (0, 0, 0, missing)) if missing else tensor.float()
 
 
 def groups(
@@ -103,5 +107,13 @@ def dense(
 ) -> tuple[Float[Tensor, "b h t d"], Float[Tensor, "b h t"]]:
     """Attention to all keys, and its LSE; the query heads of a KV head are rows of one product."""
     (b, h, t, d), g = query.shape, key.shape[1]
-    output, lse = FLASH(query.reshape(b, g, h // g * t, d), key, value, scale=scale)
+    output, lse = CPU_FLASH(query.reshape(b, g, h // g * t, d), key, value, scale=scale)
     return output.reshape(b, h, t, d), lse.reshape(b, h, t)
+
+
+def softmax_(scores: Float[Tensor, "... n"], return_lse: bool) -> Float[Tensor, ...] | None:
+    """Softmax over the last dimension in place; the logarithm of the sum of exponentials where it is asked for."""
+    most = scores.amax(-1) if return_lse else None
+    torch.softmax(scores, -1, out=scores)
+    # p = exp(s - lse) of the greatest score, instead of a pass of exponentials
+    return None if most is None else most.sub_(scores.amax(-1).log_())

@@ -84,8 +84,9 @@ KERNEL = Kernel(
     name="gathered-attention",
     target=f"{__name__}:KERNEL",
     naive=naive.gathered_attention,
-    fast={"cpu": f"{__name__}.cpu:gathered_attention"},
+    fast={"cpu": f"{__name__}.cpu:gathered_attention", "triton": f"{__name__}.triton:gathered_attention"},
     cases=_cases,
+    signatures=f"{__name__}.triton:signatures",
 )
 
 chosen_backend = KERNEL.chosen_backend
