@@ -26,7 +26,7 @@ def gathered_attention(
         chosen = tokens[i][tokens[i] >= 0]
         if chosen.numel():
             # one sequence at a time: selections may differ in length, and a mask would cost more
-            keys, values = (x[i].index_select(1, chosen)[None] for x in (key, value))
+            keys, values = (x[i : i + 1].index_select(2, chosen) for x in (key, value))
             found = CPU_FLASH(rows[i : i + 1], keys, values, scale=scale)
             output[i], lse[i] = found[0][0], found[1][0]
     output = output.view(b, h, a, d)
