@@ -8,12 +8,11 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import time
-from collections.abc import Callable
 
 import torch
 from fewstep.kernels.check import Result, numerics
 from fewstep.kernels.unit_score import KERNEL, SCORES, chosen_backend, unit_score
+from side_by_side import interleaved, pair_ratio
 
 SIZES = ((64, 8), (1, 1))
 """Tokens in a block and in a unit: the paper's, and one-token units."""
@@ -22,25 +21,6 @@ SIZES = ((64, 8), (1, 1))
 def gate(backend: str, device: str) -> Result:
     """Compare the backend with the specification on this device; nothing is timed unless this is ok."""
     return numerics(KERNEL, backend, device)
-
-
-def interleaved(functions: dict[str, Callable[[], object]], device: str, repeats: int) -> dict[str, list[float]]:
-    """Seconds of each function, called in turn ``repeats`` times after three rounds of warm-up."""
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for turn in range(repeats + 3):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            if turn >= 3:
-                times[name].append(time.perf_counter() - start)
-    return times
-
-
-def pair_ratio(above: list[float], below: list[float]) -> float:
-    """Median of the ratios of pairs measured side by side."""
-    return statistics.median(a / b for a, b in zip(above, below, strict=True))
 
 
 def main() -> int:

@@ -5,10 +5,12 @@ import math
 import pytest
 import torch
 from fewstep.kernels import block_means as means_module
+from fewstep.kernels import block_sparse_attention as sparse_module
 from fewstep.kernels import column_mass as mass_module
 from fewstep.kernels import gathered_attention as gathered_module
 from fewstep.kernels.attention import merge_attention
 from fewstep.kernels.block_means import block_means
+from fewstep.kernels.block_sparse_attention import block_sparse_attention
 from fewstep.kernels.column_mass import column_mass
 from fewstep.kernels.gathered_attention import gathered_attention
 from fewstep.testing.kernel import KernelSuite
@@ -16,6 +18,12 @@ from torch.nn import functional as F
 
 BACKENDS = ("naive", "cpu")
 EXACT = {"rtol": 1e-5, "atol": 1e-6}
+
+
+class TestBlockSparseAttention(KernelSuite):
+    @pytest.fixture
+    def kernel(self):
+        return sparse_module.KERNEL
 
 
 class TestGatheredAttention(KernelSuite):
@@ -131,6 +139,124 @@ def test_an_empty_selection_has_no_gradient_rather_than_nan(backend):
     assert all(tensor.grad.eq(0).all() for tensor in (query, key, value))
 
 
+SIZES = {"query_block": 4, "key_block": 8}
+"""Of `tensors`: two query blocks, the last of three rows; six key blocks, the last of five tokens."""
+
+
+def random_lists(kept=0.5, b=2, h=4):
+    """Lists of many lengths in any order, one of them empty, and the dense mask that says the same."""
+    generator = torch.Generator().manual_seed(2)
+    blocks = torch.rand(b, h, 2, 6, generator=generator).argsort(-1)
+    blocks = blocks.masked_fill(torch.rand(blocks.shape, generator=generator) > kept, -1)
+    blocks[0, 0, 1] = -1
+    mask = torch.zeros(b, h, 7, 45, dtype=torch.bool)
+    for i, j, q, at in (blocks >= 0).nonzero().tolist():
+        block = blocks[i, j, q, at]
+        mask[i, j, 4 * q : 4 * q + 4, 8 * block : 8 * block + 8] = True
+    return blocks, mask
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("heads", [2, 4, 8])
+def test_all_blocks_are_dense_attention(backend, heads):
+    query, key, value = tensors(h=heads)
+    blocks = torch.rand(2, heads, 2, 6).argsort(-1)
+    found = block_sparse_attention(query, key, value, blocks, **SIZES, backend=backend)
+    torch.testing.assert_close(found, dense(query, key, value), **EXACT)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kept", [0.2, 0.5, 1.0])
+def test_lists_are_masked_dense_attention(backend, kept):
+    query, key, value = tensors()
+    blocks, mask = random_lists(kept)
+    output, lse = block_sparse_attention(query, key, value, blocks, **SIZES, return_lse=True, backend=backend)
+    torch.testing.assert_close(output, dense(query, key, value, mask).nan_to_num(), **EXACT)
+    torch.testing.assert_close(lse, dense_lse(query, key, mask), **EXACT)
+    assert output[0, 0, 4:].eq(0).all() and lse[0, 0, 4:].eq(-math.inf).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_order_of_a_list_and_layout_of_keys_do_not_matter(backend):
+    query, key, value = tensors()
+    blocks, _ = random_lists()
+    expected = block_sparse_attention(query, key, value, blocks, **SIZES, backend=backend)
+    token_major = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (query, key, value))
+    found = block_sparse_attention(*token_major, blocks.flip(-1), **SIZES, backend=backend)
+    torch.testing.assert_close(found, expected, **EXACT)
+
+
+def test_tokens_after_the_last_are_never_read():
+    query, key, value = tensors()
+    blocks, _ = random_lists()
+    buffers = (torch.cat([x, torch.full((2, 2, 9, 16), math.nan)], 2)[:, :, :45] for x in (key, value))
+    found = block_sparse_attention(query, *buffers, blocks, **SIZES)
+    torch.testing.assert_close(found, block_sparse_attention(query, key, value, blocks, **SIZES))
+
+
+def test_halves_of_the_lists_merge_to_the_whole():
+    inputs, (blocks, _) = tensors(), random_lists()
+    halves = blocks[..., :2], blocks[..., 2:]
+    found = [block_sparse_attention(*inputs, half, **SIZES, return_lse=True) for half in halves]
+    whole = block_sparse_attention(*inputs, blocks, **SIZES, return_lse=True)
+    torch.testing.assert_close(merge_attention(*zip(*found, strict=True)), whole, **EXACT)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gathered_is_block_sparse_where_all_heads_share_a_list(backend):
+    query, key, value = tensors()
+    shared = torch.tensor([[0, 5, 3], [2, -1, -1]])
+    at = torch.arange(8)
+    tokens = torch.where(shared[..., None] < 0, -1, shared[..., None] * 8 + at).flatten(1)
+    tokens = tokens.masked_fill(tokens >= 45, -1)
+    blocks = shared[:, None, None].expand(2, 4, 2, 3)
+    found = gathered_attention(query, key, value, tokens, return_lse=True, backend=backend)
+    expected = block_sparse_attention(query, key, value, blocks, **SIZES, return_lse=True, backend=backend)
+    torch.testing.assert_close(found, expected, **EXACT)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_of_block_sparse_equal_those_of_masked_dense(backend):
+    blocks, mask = random_lists()
+    sparse = gradients(
+        lambda *qkv: block_sparse_attention(*qkv, blocks, **SIZES, return_lse=True, backend=backend), *tensors()
+    )
+    query, key, value = tensors()
+
+    def masked(query, key, value):
+        scores = query @ key.repeat_interleave(2, 1).mT / 4 + torch.where(mask, 0, -1e30)
+        weights = scores.softmax(-1) * mask.any(-1, keepdim=True)
+        return weights @ value.repeat_interleave(2, 1), scores.logsumexp(-1)
+
+    expected = gradients(masked, query, key, value)
+    torch.testing.assert_close(sparse[0], expected[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(sparse[2:], expected[2:], rtol=1e-4, atol=1e-5)
+
+
+def test_gradcheck_in_float64():
+    query, key, value = (x[:1].requires_grad_() for x in tensors(h=2, g=1, d=4, dtype=torch.float64))
+    blocks, _ = random_lists(b=1, h=2)
+    assert torch.autograd.gradcheck(lambda *qkv: block_sparse_attention(*qkv, blocks, **SIZES), (query, key, value))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"blocks": torch.full((2, 4, 2, 1), 6)}, r"blocks must lie in \[-1, 6\), found 6 to 6"),
+        ({"blocks": torch.zeros(2, 4, 3, 1, dtype=torch.int64)}, r"blocks must be \[2, 4, 2, k\]"),
+        ({"blocks": torch.zeros(2, 4, 2, 1)}, "blocks must be integers"),
+        ({"key_block": 0}, "blocks must be positive"),
+        ({"query": torch.ones(2, 3, 7, 16)}, "3 query heads are not a multiple of 2 KV heads"),
+        ({"backend": "flex"}, "it has: naive, cpu"),
+    ],
+)
+def test_wrong_input_of_block_sparse_attention_is_named(change, message):
+    arguments = dict(zip(("query", "key", "value"), tensors(), strict=True)) | SIZES
+    arguments |= {"blocks": torch.zeros(2, 4, 2, 1, dtype=torch.int64)} | change
+    with pytest.raises(ValueError, match=message):
+        block_sparse_attention(**arguments)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_block_means_by_hand(backend):
     keys = torch.arange(10.0).view(1, 1, 5, 2)
@@ -163,7 +289,7 @@ def test_column_mass_is_the_weighted_mean_of_attention(backend):
 
 
 def test_says_which_backend_it_takes():
-    for module in (gathered_module, means_module, mass_module):
+    for module in (sparse_module, gathered_module, means_module, mass_module):
         assert module.chosen_backend("cpu") == "cpu"
         assert module.chosen_backend(torch.device("meta")) == "naive"
 

@@ -12,6 +12,11 @@ def fewstep_kernels():
             target="fewstep.kernels.block_means:KERNEL",
         ),
         Card(
+            name="block-sparse-attention",
+            summary="attention of each query block to its own list of key blocks, per head",
+            target="fewstep.kernels.block_sparse_attention:KERNEL",
+        ),
+        Card(
             name="column-mass",
             summary="attention that each key receives from a few query rows: the score of attention sinks",
             target="fewstep.kernels.column_mass:KERNEL",

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from . import Function, Kernel
 
+CPU_FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+"""What SDPA runs on a CPU, with the LSE that it keeps to itself."""
+
 
 def masked_attention(
     query: Float[Tensor, "b h t d"],
@@ -64,10 +67,14 @@ def merge_attention(
     return (weights[..., None] * wide).sum(0).to(outputs[0].dtype), lse
 
 
-def with_naive_gradient(
-    kernel: Kernel, backend: str, tensors: tuple[Tensor, ...], places: Int[Tensor, ...], options: Mapping[str, Any]
+def run_backend(
+    kernel: Kernel, backend: str | None, tensors: tuple[Tensor, ...], places: Int[Tensor, ...], options: Mapping
 ) -> Any:
-    """Run a backend on ``(*tensors, places)``; gradients of `tensors` are those of the specification, run again."""
+    """Run a backend on ``(*tensors, places)``; gradients of `tensors` are those of the specification, run again.
+
+    Without a name it is the one for their device, or the specification where they are float64.
+    """
+    backend = backend or ("naive" if tensors[0].dtype == torch.float64 else kernel.chosen_backend(tensors[0].device))
     function = kernel.function(backend)
     if backend == "naive" or not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)):
         return function(*tensors, places, **options)

@@ -51,8 +51,9 @@ KERNEL = Kernel(
     name="block-means",
     target=f"{__name__}:KERNEL",
     naive=naive.block_means,
-    fast={"cpu": f"{__name__}.cpu:block_means"},
+    fast={"cpu": f"{__name__}.cpu:block_means", "triton": f"{__name__}.triton:block_means"},
     cases=_cases,
+    signatures=f"{__name__}.triton:signatures",
 )
 
 chosen_backend = KERNEL.chosen_backend

@@ -84,8 +84,9 @@ KERNEL = Kernel(
     name="column-mass",
     target=f"{__name__}:KERNEL",
     naive=naive.column_mass,
-    fast={"cpu": f"{__name__}.cpu:column_mass"},
+    fast={"cpu": f"{__name__}.cpu:column_mass", "triton": f"{__name__}.triton:column_mass"},
     cases=_cases,
+    signatures=f"{__name__}.triton:signatures",
 )
 
 chosen_backend = KERNEL.chosen_backend

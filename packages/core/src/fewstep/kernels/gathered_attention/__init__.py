@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fewstep.kernels import Case, Kernel
-from fewstep.kernels.attention import check_places, check_shapes, with_naive_gradient
+from fewstep.kernels.attention import check_places, check_shapes, run_backend
 
 from . import naive
 
@@ -50,9 +50,8 @@ def gathered_attention(
     if tokens.ndim != 2 or tokens.shape[0] != query.shape[0]:
         raise ValueError(f"tokens must be [{query.shape[0]}, s], found {tuple(tokens.shape)}")
     check_places(tokens, key.shape[2], "tokens")
-    backend = backend or chosen_backend(query.device)
     options = {"scale": scale, "return_lse": return_lse}
-    return with_naive_gradient(KERNEL, backend, (query, key, value), tokens, options)
+    return run_backend(KERNEL, backend, (query, key, value), tokens, options)
 
 
 def _cases() -> Iterator[Case]:
@@ -85,8 +84,9 @@ KERNEL = Kernel(
     name="gathered-attention",
     target=f"{__name__}:KERNEL",
     naive=naive.gathered_attention,
-    fast={"cpu": f"{__name__}.cpu:gathered_attention"},
+    fast={"cpu": f"{__name__}.cpu:gathered_attention", "triton": f"{__name__}.triton:gathered_attention"},
     cases=_cases,
+    signatures=f"{__name__}.triton:signatures",
 )
 
 chosen_backend = KERNEL.chosen_backend

@@ -1,10 +1,12 @@
-"""Gathered attention on a CPU: selected keys and values are copied one KV head at a time, which stays in cache."""
+"""Gathered attention on a CPU: flash attention over a copy of the selection, all rows of a KV head in one product."""
 
 from __future__ import annotations
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from fewstep.kernels.attention import CPU_FLASH
 
 
 def gathered_attention(
@@ -18,14 +20,14 @@ def gathered_attention(
 ) -> Float[Tensor, "b h a d"] | tuple[Float[Tensor, "b h a d"], Float[Tensor, "b h a"]]:
     """Same as `fewstep.kernels.gathered_attention.naive.gathered_attention`."""
     (b, h, a, d), g = query.shape, key.shape[1]
-    rows = (query.float() * (d**-0.5 if scale is None else scale)).reshape(b, g, h // g * a, d)
-    output, lse = torch.empty(rows.shape), torch.empty(rows.shape[:3])
+    rows = query.reshape(b, g, h // g * a, d)
+    output, lse = torch.zeros_like(rows), torch.full(rows.shape[:3], -torch.inf)
     for i in range(b):
         chosen = tokens[i][tokens[i] >= 0]
-        for j in range(g):
-            scores = rows[i, j] @ key[i, j].index_select(0, chosen).float().T
-            torch.logsumexp(scores, -1, out=lse[i, j])
-            weights = scores.sub_(lse[i, j, :, None]).exp_()
-            torch.mm(weights, value[i, j].index_select(0, chosen).float(), out=output[i, j])
-    output = output.view(b, h, a, d).to(query.dtype)
+        if chosen.numel():
+            # one sequence at a time: selections may differ in length, and a mask would cost more
+            keys, values = (x[i : i + 1].index_select(2, chosen) for x in (key, value))
+            found = CPU_FLASH(rows[i : i + 1], keys, values, scale=scale)
+            output[i], lse[i] = found[0][0], found[1][0]
+    output = output.view(b, h, a, d)
     return (output, lse.view(b, h, a)) if return_lse else output

@@ -11,24 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fewstep.kernels import Signature
-
-TILE = 4096
-"""Key elements that one program holds at a time: 32 fp32 registers a thread with 4 warps."""
-
-
-@triton.jit
-def unit_means(keys, units, tokens, stride_t, D: tl.constexpr, UNIT: tl.constexpr, T: tl.constexpr, DP: tl.constexpr):
-    """Mean keys ``[len(units), DP]`` of the given units of one KV head, ``T`` tokens at a time; 0 for an empty unit."""
-    dim = tl.arange(0, DP)
-    total = tl.zeros([units.shape[0], DP], tl.float32)
-    for start in range(0, UNIT, T):
-        within = start + tl.arange(0, T)
-        token = units[:, None] * UNIT + within[None, :]
-        there = (within[None, :] < UNIT) & (token < tokens)
-        at = keys + token.to(tl.int64)[:, :, None] * stride_t + dim[None, None, :]
-        total += tl.sum(tl.load(at, there[:, :, None] & (dim < D)[None, None, :], other=0.0).to(tl.float32), 1)
-    count = tl.minimum(tokens - units * UNIT, UNIT)
-    return total / tl.maximum(count, 1)[:, None]
+from fewstep.kernels.block_means.triton import tile, unit_means
 
 
 @triton.jit
@@ -119,14 +102,6 @@ def _softmax_scores(query: Tensor, keys: Tensor, block: int, unit: int) -> Tenso
 def _layout(query: Tensor, keys: Tensor) -> tuple[int, ...]:
     """Arguments that both kernels take in this order: KV heads, query heads of each, strides."""
     return keys.shape[0], query.shape[0] // keys.shape[0], query.stride(0), keys.stride(0), keys.stride(1)
-
-
-def tile(dim: int, unit: int, units: int) -> dict[str, int]:
-    """Constants of the kernels: head dim and unit size, and powers of two whose product is at most about `TILE`."""
-    padded = triton.next_power_of_2(dim)
-    tokens = min(triton.next_power_of_2(unit), TILE // padded)
-    fit = min(triton.next_power_of_2(units), max(1, TILE // (padded * tokens)), 64)
-    return {"D": dim, "UNIT": unit, "T": tokens, "U": fit, "DP": padded}
 
 
 def signatures() -> list[Signature]:
