@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fewstep.loaders import Loaded
+from fewstep.loaders import Loaded, from_folder
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 SMALL = {
@@ -23,6 +23,11 @@ SMALL = {
     "pad_token_id": 4094,
 }
 """``config.json`` of ``llada-small-random``."""
+
+
+def tiny(*, dtype: str = "float32", device: str = "cpu") -> Loaded:
+    """``tiny-llada``: a byte-level masked diffusion LM, see `fewstep_zoo.dllm.recipes` for how it was trained."""
+    return from_folder(WEIGHTS / "tiny-llada", name="tiny-llada", dtype=dtype, device=device, weights="trained")
 
 
 def small_random(*, dtype: str = "float32", device: str = "cpu") -> Loaded:

@@ -9,7 +9,7 @@ from fewstep import dllm
 
 from . import text
 
-POSITIONS = 1024
+POSITIONS = 512
 TINY = {
     "model_type": "llada",
     "d_model": 128,
@@ -27,6 +27,8 @@ TINY = {
     "pad_token_id": text.EOS,
 }
 """``config.json`` of ``tiny-llada``."""
+WIRED, FASTEST, SHARP, SAME = 2, 8, 6.0, 0.5
+"""Of `_look_around`: layers, rotary pairs, score of each pair, and what part of the embedding is the same."""
 
 
 def network(seed: int, **overrides: Any) -> Any:
@@ -34,4 +36,27 @@ def network(seed: int, **overrides: Any) -> Any:
     config = dllm.stock_config({**TINY, **overrides})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return dllm.build(config)
+        model = dllm.build(config)
+    _look_around(model)
+    return model
+
+
+@torch.no_grad()
+def _look_around(model: Any) -> None:
+    """Let the heads of the first layers begin with their neighbours: -1, 1, -2, 2, and so on.
+
+    From uniform attention a small model needs most of a short training to find them. One dimension of the embedding is
+    the same for all tokens; queries and keys turn it so that their rotary phases agree at one distance.
+    """
+    config, embedding = model.config, model.model.embed_tokens.weight
+    embedding[:, 0] = (SAME / (1 - SAME)) ** 0.5 * embedding[:, 1:].norm(dim=1)  # the same after the first norm
+    frequency = model.model.rotary_emb.inv_freq[:FASTEST]
+    size = (SHARP * config.head_dim**0.5 / (SAME * config.hidden_size)) ** 0.5
+    half, distance = config.head_dim // 2, 0
+    for layer in model.model.layers[:WIRED]:
+        for head in range(config.num_attention_heads):
+            distance += head % 2 == 0
+            turn = frequency * (distance if head % 2 else -distance)
+            query, key = (layer.self_attn.get_submodule(f"{p}_proj").weight[head * config.head_dim :] for p in "qk")
+            key[:FASTEST, 0] = size
+            query[:FASTEST, 0], query[half : half + FASTEST, 0] = size * turn.cos(), size * turn.sin()

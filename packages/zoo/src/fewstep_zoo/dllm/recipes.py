@@ -22,16 +22,16 @@ from .diffusion import MaskedDiffusion, tokens_to_logits
 class Tiny(Recipe):
     """Masked diffusion (LLaDA, arXiv 2502.09992) on bytes of English and of sources."""
 
-    steps: int = 3000
-    batch: int = 8
+    steps: int = 1000
+    batch: int = 4
     clip: float = 1.0
-    ema: float = 0.995
+    ema: float = 0.99
     precision: Literal["float32", "bfloat16"] = "bfloat16"
-    save_every: int = free(250)
-    student: Muon = Muon(lr=6e-3, betas=(0.9, 0.95), weight_decay=0.01, warmup=50, schedule="cosine")
+    save_every: int = free(100)
+    student: Muon = Muon(lr=2e-2, betas=(0.9, 0.95), weight_decay=0.01, warmup=50, schedule="cosine")
     """Optimiser."""
-    lengths: tuple[int, ...] = (64, 128, 256, 512)
-    """Lengths of pieces; each batch has one, and as many tokens as `batch` of the longest."""
+    lengths: tuple[int, ...] = (64, 64, 128, 128, 256, 512)
+    """Of pieces; each batch has one of them, drawn evenly, and as many tokens as `batch` of the longest."""
     english: float = 0.25
     """Share of pieces from the language reference; the others are from sources."""
     width: int = model.TINY["d_model"]

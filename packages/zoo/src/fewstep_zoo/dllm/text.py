@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sysconfig
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -67,11 +67,11 @@ class Crops:
     """Share of pieces from the language reference; the others are from sources."""
     split: Split = "train"
     uncond: None = None
+    shape: tuple[int, ...] = field(init=False)
+    """Of the longest piece."""
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the longest piece."""
-        return (max(self.lengths),)
+    def __post_init__(self) -> None:
+        self.shape = (max(self.lengths),)
 
     def draw(self, size: int, generator: torch.Generator) -> tuple[Int[Tensor, "b n"], None]:
         """Tokens of pieces: `size` of the longest, or more shorter ones."""
