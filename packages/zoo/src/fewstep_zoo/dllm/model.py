@@ -52,11 +52,11 @@ def _look_around(model: Any) -> None:
     embedding[:, 0] = (SAME / (1 - SAME)) ** 0.5 * embedding[:, 1:].norm(dim=1)  # the same after the first norm
     frequency = model.model.rotary_emb.inv_freq[:FASTEST]
     size = (SHARP * config.head_dim**0.5 / (SAME * config.hidden_size)) ** 0.5
-    half, distance = config.head_dim // 2, 0
+    half, fast, distance = config.head_dim // 2, len(frequency), 0
     for layer in model.model.layers[:WIRED]:
         for head in range(config.num_attention_heads):
             distance += head % 2 == 0
             turn = frequency * (distance if head % 2 else -distance)
             query, key = (layer.self_attn.get_submodule(f"{p}_proj").weight[head * config.head_dim :] for p in "qk")
-            key[:FASTEST, 0] = size
-            query[:FASTEST, 0], query[half : half + FASTEST, 0] = size * turn.cos(), size * turn.sin()
+            key[:fast, 0] = size
+            query[:fast, 0], query[half : half + fast, 0] = size * turn.cos(), size * turn.sin()
