@@ -228,6 +228,10 @@ def test_shards_are_read_one_by_one(tmp_path: Path):
     assert len(list((tmp_path / "model").glob("model-*.safetensors"))) > 2
     with torch.no_grad():
         assert torch.equal(load(str(tmp_path / "model")).model(ids()).logits, model(ids()).logits)
+    dllm.save_llada(model, tmp_path / "model")  # in one file, to the same folder
+    with torch.no_grad():
+        assert torch.equal(load(str(tmp_path / "model")).model(ids()).logits, model(ids()).logits)
+    assert [file.name for file in (tmp_path / "model").glob("*.safetensors*")] == ["model.safetensors"]
 
 
 def test_half_precision_keeps_angles_in_float32(folder: Path):

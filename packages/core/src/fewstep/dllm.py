@@ -183,6 +183,8 @@ def save_llada(model: Any, folder: str | os.PathLike, tokenizer: Any = None, *, 
     config = _llada(model.config)
     weights = model.state_dict()
     theirs = {name: weights[ours] for name, ours in checkpoint_names(config).items()}
+    for stale in ("config.json", INDEX):  # of what lay there before
+        (folder / stale).unlink(missing_ok=True)
     save_torch_state_dict(theirs, folder, max_shard_size=shard)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
