@@ -213,11 +213,25 @@ def test_a_tied_head_is_read_and_written(tmp_path: Path):
         assert torch.equal(loaded(ids()).logits, model(ids()).logits)
 
 
+def test_a_model_can_be_saved_to_where_it_came_from(folder: Path):
+    """Weights that stayed in the file would be gone when it is overwritten."""
+    model = load(str(folder)).model
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    dllm.save_llada(model, folder)
+    after = load(str(folder)).model.state_dict()
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    assert all(torch.equal(weight, before[name]) for name, weight in after.items())
+
+
 def test_shards_are_read_one_by_one(tmp_path: Path):
     model = write("llada", tmp_path / "model", shard="40KB")
     assert len(list((tmp_path / "model").glob("model-*.safetensors"))) > 2
     with torch.no_grad():
         assert torch.equal(load(str(tmp_path / "model")).model(ids()).logits, model(ids()).logits)
+    dllm.save_llada(model, tmp_path / "model")  # in one file, to the same folder
+    with torch.no_grad():
+        assert torch.equal(load(str(tmp_path / "model")).model(ids()).logits, model(ids()).logits)
+    assert [file.name for file in (tmp_path / "model").glob("*.safetensors*")] == ["model.safetensors"]
 
 
 def test_half_precision_keeps_angles_in_float32(folder: Path):

@@ -151,7 +151,7 @@ def read(folder: Path, *, dtype: Any, device: str) -> tuple[Any, Any]:
             raise BadFileError(f"{folder} holds a weight that no {config['model_type']} model of its size has: {name}")
         if weight.shape != shapes[names[name]]:
             raise BadFileError(f"{name} in {folder} is {list(weight.shape)} instead of {list(shapes[names[name]])}")
-        weights[names[name]] = weight.to(dtype)
+        weights[names[name]] = weight.to(dtype, copy=True)  # else it would live in the file, which may be overwritten
     if missing := [name for name, ours in names.items() if ours not in weights]:
         raise BadFileError(f"{folder} lacks {len(missing)} weights, for example {missing[0]}")
     model.load_state_dict(weights, assign=True, strict=False)  # not strict: the embedding may be the head
@@ -183,6 +183,8 @@ def save_llada(model: Any, folder: str | os.PathLike, tokenizer: Any = None, *, 
     config = _llada(model.config)
     weights = model.state_dict()
     theirs = {name: weights[ours] for name, ours in checkpoint_names(config).items()}
+    for stale in ("config.json", INDEX):  # of what lay there before
+        (folder / stale).unlink(missing_ok=True)
     save_torch_state_dict(theirs, folder, max_shard_size=shard)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)

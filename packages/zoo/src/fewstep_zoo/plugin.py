@@ -26,6 +26,18 @@ def fewstep_loaders():
             target="fewstep_zoo.digits.load:judge",
             models=("DigitsJudge",),
         ),
+        Card(
+            name="wired-recall",
+            summary="a masked diffusion LM wired by hand to look up keys: right or wrong is known at any length",
+            target="fewstep_zoo.dllm.recall:load",
+            models=("LlamaForCausalLM",),
+        ),
+        Card(
+            name="llada-small-random",
+            summary="a LLaDA of 8 layers with random weights, 65536 positions: for timing and nothing else",
+            target="fewstep_zoo.dllm.load:small_random",
+            models=("LlamaForCausalLM",),
+        ),
     ]
 
 
@@ -58,5 +70,11 @@ def fewstep_recipes():
             name="digits-judge",
             summary="train the classifier of moving digits from scratch",
             target="fewstep_zoo.digits.recipes:Judge",
+        ),
+        Card(
+            name="tiny-llada",
+            summary="train tiny-llada from scratch by masked diffusion on the bytes of Python's own texts",
+            target="fewstep_zoo.dllm.recipes:Tiny",
+            paper="2502.09992",
         ),
     ]
