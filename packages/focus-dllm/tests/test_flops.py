@@ -66,10 +66,10 @@ def test_what_a_decoder_does_is_what_the_model_says(llada, prompt, decoding, foc
         if isinstance(plan, Focused):
             settings = applied.resolve(llada.config, 160)
             rows, logits = plan.positions.shape[1], answers.logits.shape[1]
-            assert max(plan.kept) + 16 <= read_tokens(176, 160, settings)
-            read = sum(used.shape[1] for used in plan.used)
+            assert max(plan.read()) <= read_tokens(176, 160, settings)
+            read = sum(plan.read())
             width = shape.heads * shape.dim
-            expected += 4 * shape.linear * rows + 4 * rows * width * (2 * 176 + read) + 2 * rows * width * 176
+            expected += 4 * shape.linear * rows + 4 * rows * width * (2 * 176 + read)
             expected += 2 * 2 * len(plan.focus[0]) * width * (160 // 8) + shape.logits(logits)
         elif method == "fast" and hasattr(plan, "positions"):
             expected += shape.cached(8, 176) - shape.logits(8 - answers.logits.shape[1])

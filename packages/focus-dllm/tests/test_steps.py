@@ -121,12 +121,12 @@ def test_sparse_layers_equal_dense_ones_with_the_dropped_prompt_masked(
             _, store = reference.forward(model, tokens[0])
             continue
         rows = plan.positions[0]
-        visible = [None] * 2 + [mask_from(used[0], len(tokens[0]), len(rows)) for used in plan.used]
+        visible = [None] * 2 + [mask_from(plan.tokens(c)[0], len(tokens[0]), len(rows)) for c in plan.chosen]
         logits, _ = reference.forward(model, tokens[0], visible=visible, rows=rows, cached=store)
         about = rows + int(model.config.diffusion == "dream")
         index = [about.tolist().index(p) for p in answers.positions[0].tolist()]
         torch.testing.assert_close(answers.logits[0], logits[index], rtol=1e-6, atol=1e-6)
-        assert plan.used and all(len(set(used[0].tolist())) < 51 + 16 for used in plan.used)
+        assert plan.chosen and all(read < 51 + 16 for read in plan.read())
         checked += 1
     assert checked == 14
 
@@ -141,8 +141,8 @@ def test_what_sparse_layers_read(llada, prompt, decoding, focus, run):
     """The whole response, the ragged tail, and sinks that are the same in every sparse layer of a step."""
     _, seen = run(llada, focus(), prompt(51), decoding)
     for plan in (plan for *_, plan in seen if isinstance(plan, Focused)):
-        assert len(plan.used) == 2 and len(plan.sinks[0]) == 3
-        for used in plan.used:
+        assert len(plan.chosen) == 2 and len(plan.sinks[0]) == 3
+        for used in map(plan.tokens, plan.chosen):
             assert {48, 49, 50, *range(51, 67), *plan.sinks[0].tolist()} <= set(used[0].tolist())
 
 

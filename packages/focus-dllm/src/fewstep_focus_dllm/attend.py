@@ -47,6 +47,26 @@ def attend(
     return F.scaled_dot_product_attention(packed, key, value, attn_mask=mask, scale=scale).view(batch, heads, rows, dim)
 
 
+def attend_and_weigh(
+    query: Float[Tensor, "b h r d"],
+    key: Float[Tensor, "b g s d"],
+    value: Float[Tensor, "b g s d"],
+    allowed: Bool[Tensor, "b s"] | None,
+    scale: float,
+    weights: Float[Tensor, "b r"],
+) -> tuple[Float[Tensor, "b h r d"], Float[Tensor, "b s"]]:
+    """`attend` for few rows, and the attention mass of each key: mean over heads, weighted sum over rows."""
+    batch, heads, rows, dim = query.shape
+    packed = query.reshape(batch, key.shape[1], -1, dim) * scale
+    scores = (packed @ key.mT).float()
+    if allowed is not None:
+        scores.masked_fill_(~allowed[:, None, None], -torch.inf)
+    shares = scores.softmax(-1)
+    output = (shares.to(value.dtype) @ value).view(batch, heads, rows, dim)
+    by_row = weights.repeat(1, heads // key.shape[1])[:, None, None] / heads  # the rows of a packed KV head
+    return output, (by_row.expand(-1, key.shape[1], -1, -1) @ shares).sum((1, 2))
+
+
 class KeyValues:
     """Rotated keys and values of all positions and layers, written in place.
 

@@ -7,12 +7,12 @@ from math import ceil
 from typing import Any
 
 import torch
-from fewstep.kernels.column_mass import column_mass
 from fewstep.kernels.gathered_attention import gathered_attention
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .attend import Cached, Full, KeyValues, attend, padded
+from .arena import Arena
+from .attend import Cached, Full, KeyValues, Plan, attend, attend_and_weigh, padded
 from .decoder import Caching
 from .select import (
     UNIT,
@@ -99,49 +99,75 @@ class Focused(Cached):
     def __init__(self, decoder: Focus, positions: Int[Tensor, "b r"], focus: Bool[Tensor, "b r"]) -> None:
         super().__init__(decoder.cache, decoder.allowed, positions)
         state, self.pruning, self.lookup = decoder.state, decoder.pruning, decoder.lookup
-        self.prompt, self.length, self.pad = state.prompt, state.length, state.pad.tolist()
-        self.response = decoder.response()
-        self.real = positions < state.length
+        self.prompt, self.end, self.pad = state.prompt, decoder.end(), decoder.pads
+        real = positions < state.length
+        self.weights = real / real.sum(1, keepdim=True).clamp(min=1)
         self.focus = [row.nonzero()[:, 0] for row in focus]
         # host copies, once a step instead of once a layer
-        touched = positions < state.prompt
-        self.touched = {(row, int(positions[row, i])) for row, i in touched.nonzero().tolist()}
+        self.touched = {(r, int(positions[r, i])) for r, i in (positions < state.prompt).nonzero().tolist()}
+        self.arenas = decoder.arenas
+        self.renewed = [p[(p >= a.rest) & (p < state.length)] for p, a in zip(positions, self.arenas, strict=True)]
         self.sinks: list[Int[Tensor, " s"]] = []
-        self.kept: list[int] = []
-        self.used: list[Int[Tensor, "b t"]] = []
+        self.chosen: list[list[tuple[Int[Tensor, " k"], Int[Tensor, " s"]]]] = []
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         self.cache.write(layer, self.positions, key, value)
         keys, values = self.cache.read(layer)
-        if layer <= self.pruning.last_dense:
-            if layer == self.pruning.last_dense:
-                self.sinks = self._find_sinks(query, keys, scale)
+        if layer < self.pruning.last_dense:
             return attend(query, keys, values, self.allowed, scale)
+        if layer == self.pruning.last_dense:
+            output, mass = attend_and_weigh(query, keys, values, self.allowed, scale, self.weights.float())
+            inside = zip(mass, self.pad, strict=True)
+            self.sinks = [top_sinks(m[pad : self.prompt], self.pruning.sinks) for m, pad in inside]
+            return output
         for row, position in self.touched:
             self.lookup.touch(layer, row, position)
-        chosen = [self._choose(layer, row, query[row]) for row in range(len(query))]
-        self.kept += [len(tokens) for tokens in chosen]
-        tokens = padded([torch.cat([mine, self.response]) for mine in chosen], fill=-1)
-        self.used.append(tokens)
-        return gathered_attention(query, keys, values, tokens, scale=scale)
+        self.chosen.append([self._choose(layer, row, query[row]) for row in range(len(query))])
+        if query.is_cuda:  # a kernel that reads in place needs no copies
+            return gathered_attention(query, keys, values, self.tokens(self.chosen[-1]), scale=scale)
+        return torch.cat([self._from_arena(layer, row, query, scale) for row in range(len(query))])
 
-    def _find_sinks(self, query: Tensor, keys: Tensor, scale: float) -> list[Int[Tensor, " s"]]:
-        weights = self.real / self.real.sum(1, keepdim=True)
-        mass = column_mass(query, keys, row_weights=weights.float(), key_mask=self.allowed, scale=scale)
-        return [top_sinks(m[p : self.prompt], self.pruning.sinks) for m, p in zip(mass, self.pad, strict=True)]
-
-    def _choose(self, layer: int, row: int, query: Float[Tensor, "h r d"]) -> Int[Tensor, " t"]:
-        """Prompt positions that one sequence reads in this layer."""
-        pruning, prompt = self.pruning, self.prompt - self.pad[row]
+    def _choose(
+        self, layer: int, row: int, query: Float[Tensor, "h r d"]
+    ) -> tuple[Int[Tensor, " k"], Int[Tensor, " s"]]:
+        """Prompt blocks that one sequence reads in this layer, and its sinks; both count from its first token."""
+        pruning, count = self.pruning, self.arenas[row].blocks
         if not len(self.focus[row]):  # a sequence that is finished only waits for the others
-            return self.sinks[row] + self.pad[row]
-        count = budget(prompt, pruning.block, pruning.keep, pruning.floor)
+            return torch.arange(count, device=query.device), self.sinks[row]
         units = -(-pruning.block // UNIT) if pruning.unit else 1
         relevance = block_relevance(
             query[:, self.focus[row]], self.lookup.means[layer, row], aggregate=pruning.aggregate, units=units
         )
-        tokens = prompt_tokens(top_blocks(relevance, count), self.sinks[row], prompt=prompt, block=pruning.block)
-        return tokens + self.pad[row]
+        return top_blocks(relevance, count), self.sinks[row]
+
+    def _from_arena(self, layer: int, row: int, query: Tensor, scale: float) -> Float[Tensor, "1 h r d"]:
+        arena, pad, size = self.arenas[row], self.pad[row], self.pruning.block
+        blocks, sinks = (found.tolist() for found in self.chosen[-1][row])
+        inside = set(blocks)
+        outside = [pad + s for s in sinks if s // size not in inside and pad + s < arena.rest]
+        stale = {(position - pad) // size for r, position in self.touched if r == row}
+        keys, values = arena.read(layer, row, blocks, outside, stale=stale, renewed=self.renewed[row], end=self.end)
+        return attend(query[row : row + 1], keys, values, None, scale)
+
+    def tokens(self, chosen: list[tuple[Int[Tensor, " k"], Int[Tensor, " s"]]]) -> Int[Tensor, "b t"]:
+        """Positions that a sparse layer reads, filled up with -1."""
+        response = torch.arange(self.prompt, self.end, device=self.positions.device)
+        found = []
+        for (blocks, sinks), pad in zip(chosen, self.pad, strict=True):
+            mine = prompt_tokens(blocks, sinks, prompt=self.prompt - pad, block=self.pruning.block) + pad
+            found.append(torch.cat([mine, response]))
+        return padded(found, fill=-1)
+
+    def read(self) -> list[int]:
+        """Keys that a row of the first sequence read in each sparse layer."""
+        size, rest = self.pruning.block, self.arenas[0].rest - self.pad[0]
+        return [
+            len(blocks) * size
+            + self.end
+            - self.arenas[0].rest
+            + int((~torch.isin(sinks // size, blocks) & (sinks < rest)).sum())
+            for ((blocks, sinks), *_) in self.chosen
+        ]
 
 
 class Focus(Caching):
@@ -151,9 +177,23 @@ class Focus(Caching):
         super().__init__(model, state)
         self.pruning = pruning
         self.lookup = Lookup(self.cache, state, pruning)
+        self.pads: list[int] = state.pad.tolist()
+        self.arenas = [self._arena(pad) for pad in self.pads]
         self.last: dict[int, Focused] = {}
         self.boost = 1
         self.since = 0
+
+    def _arena(self, pad: int) -> Arena:
+        size, prompt = self.pruning.block, self.state.prompt - pad
+        blocks = budget(prompt, size, self.pruning.keep, self.pruning.floor)
+        rest = pad + prompt // size * size
+        sinks = min(self.pruning.sinks, prompt)
+        return Arena(self.cache, block=size, blocks=blocks, sinks=sinks, start=pad, rest=rest)
+
+    def everything(self, plan: Plan | None) -> Answers:
+        for arena in self.arenas:
+            arena.forget()
+        return super().everything(plan)
 
     def first(self) -> Answers:
         self.boost, self.since = 1, 0
@@ -179,10 +219,10 @@ class Focus(Caching):
         found = self.some(positions, plan, active)
         # a sequence that waits for the others asks for nothing: what it read when it last did, counts
         self.last |= {row: plan for row, asking in enumerate(plan.focus) if len(asking)}
-        dense, read = self.pruning.last_dense + 1, sum(used.shape[1] for used in plan.used)
-        self.count(positions, (dense * self.state.length + read) / (dense + len(plan.used)))
-        if plan.kept:
-            self.state.stats.kept.append(sum(plan.kept) / len(plan.kept))
+        read, dense = plan.read(), self.pruning.last_dense + 1
+        self.count(positions, (dense * self.state.length + sum(read)) / (dense + len(read)))
+        if read:
+            self.state.stats.kept.append(sum(read) / len(read) - (plan.end - self.state.prompt))
         return found
 
     def _focus(self) -> Bool[Tensor, "b n"]:
@@ -208,11 +248,10 @@ class Focus(Caching):
             fell = state.confidence[unmasked] < self.pruning.guard * self.past[unmasked]
             self.boost = 2 * self.boost if fell.any() else 1
 
-    def response(self) -> Int[Tensor, " g"]:
-        """Response positions that sparse layers read: all, or with a suffix window none far behind the block."""
+    def end(self) -> int:
+        """Position behind the last one that sparse layers read: of all, or with a suffix window of those near."""
         state, suffix = self.state, self.pruning.suffix
-        end = state.length if suffix is None else min(state.length, state.block.end + suffix)
-        return torch.arange(state.prompt, end, device=state.tokens.device)
+        return state.length if suffix is None else min(state.length, state.block.end + suffix)
 
     def _partial(self) -> Answers:
         """Ours: renew the response, the prompt tokens that sparse layers read last, and the token before the block."""
@@ -220,12 +259,14 @@ class Focus(Caching):
         chosen = torch.zeros(len(state.tokens), state.length + 1, dtype=torch.bool, device=state.tokens.device)
         for row in range(len(chosen)):
             chosen[row, state.pad[row] :] = row not in self.last  # that one has not asked for anything yet
-            for tokens in self.last[row].used if row in self.last else ():
-                chosen[row, tokens[row]] = True  # -1, which pads, is the one column too many
+            for of_layer in self.last[row].chosen if row in self.last else ():
+                chosen[row, self.last[row].tokens(of_layer)[row]] = True  # -1, which pads, is the column too many
         chosen[:, state.prompt - 1 : state.length] = True
         rows = padded([row.nonzero()[:, 0] for row in chosen[:, : state.length]], fill=state.length)
         state.stats.partial_rows.append(rows.shape[1])
         found = self.some(rows, Cached(self.cache, self.allowed, rows))
+        for arena in self.arenas:
+            arena.forget()
         for layer in range(self.pruning.last_dense + 1, self.model.config.num_hidden_layers):
             self.lookup.renew(layer)
         return found

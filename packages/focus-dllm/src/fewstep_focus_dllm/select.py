@@ -7,7 +7,6 @@ from typing import Literal
 
 import torch
 from fewstep.kernels.block_means import block_means
-from fewstep.kernels.column_mass import column_mass
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
@@ -41,13 +40,14 @@ def block_relevance(
     ``softmax``: ``rel_j = mean_h mean_f softmax_j(<q_f^h, rep_j^h> / sqrt(d))``, so that no row drowns the others;
     ``mean``: the plain mean of the dot products; ``max``: the largest over the rows of their mean over heads.
     """
+    groups, dim = representatives.shape[0], query.shape[-1]
+    rows = query.reshape(groups, -1, dim).to(representatives.dtype) / dim**0.5
+    dots = (rows @ representatives.mT).view(query.shape[0], query.shape[1], -1)
     if aggregate == "softmax":
-        score = column_mass(query[None], representatives[None].to(query.dtype))[0]
+        score = dots.softmax(-1).mean((0, 1))
     else:
-        groups, dim = representatives.shape[0], query.shape[-1]
-        rows = query.reshape(groups, -1, dim).to(representatives.dtype)
-        dots = (rows @ representatives.mT).view(query.shape[0], query.shape[1], -1).mean(0) / dim**0.5
-        score = dots.amax(0) if aggregate == "max" else dots.mean(0)
+        by_row = dots.mean(0)
+        score = by_row.amax(0) if aggregate == "max" else by_row.mean(0)
     if units == 1:
         return score
     missing = -score.numel() % units
@@ -55,8 +55,8 @@ def block_relevance(
 
 
 def top_blocks(relevance: Float[Tensor, " n"], count: int) -> Int[Tensor, " k"]:
-    """The `count` most relevant blocks, ties to the first."""
-    return relevance.argsort(descending=True, stable=True)[:count]
+    """The `count` most relevant blocks, the most relevant first."""
+    return relevance.topk(count).indices
 
 
 def budget(prompt: int, block: int, keep: float, floor: int) -> int:
@@ -78,8 +78,8 @@ def prompt_tokens(
 
 
 def top_sinks(mass: Float[Tensor, " n"], count: int) -> Int[Tensor, " s"]:
-    """The `count` prompt positions with the largest attention mass, ties to the first."""
-    return mass.argsort(descending=True, stable=True)[:count]
+    """The `count` positions with the largest attention mass (all, where there are fewer)."""
+    return mass.topk(min(count, len(mass))).indices
 
 
 def representatives(keys: Float[Tensor, "g t d"], *, block: int, unit: bool) -> Float[Tensor, "g u d"]:
