@@ -19,6 +19,8 @@ class Slots:
     values: Float[Tensor, "g s d"]
     held: list[int] = field(default_factory=list)
     """Number of the prompt block in each block slot; empty before anything was copied."""
+    sinks: list[int] = field(default_factory=list)
+    """Positions of the sinks that were copied last."""
 
 
 class Arena:
@@ -56,6 +58,7 @@ class Arena:
         *,
         stale: set[int],
         renewed: Int[Tensor, " r"],
+        new: tuple[Float[Tensor, "g r d"], Float[Tensor, "g r d"]],
         end: int,
     ) -> tuple[Float[Tensor, "1 g s d"], Float[Tensor, "1 g s d"]]:
         """Keys and values of `blocks`, of `sinks` outside them, and of everything from `rest` to `end`.
@@ -67,20 +70,23 @@ class Arena:
             sinks: positions, none in a selected block.
             stale: blocks that hold rewritten positions.
             renewed: rewritten positions from `rest` on.
+            new: their keys and values.
             end: position behind the last one that is read.
         """
         keys, values = (store[layer][row] for store in (self.cache.keys, self.cache.values))
         slots = self.slots.get(layer) or self._new(layer, keys)
         first = self.sinks + self.blocks * self.block
-        where = torch.tensor(sinks, device=keys.device)
-        for held, source in ((slots.keys, keys), (slots.values, values)):
+        same = bool(slots.held) and not stale and slots.sinks == sinks
+        where = torch.tensor([] if same else sinks, dtype=torch.long, device=keys.device)
+        for held, source, rows in ((slots.keys, keys, new[0]), (slots.values, values, new[1])):
             self._place_blocks(held, source, slots.held, blocks, stale)
             if not slots.held:
                 held[:, first:] = source[:, self.rest : self.cache.length]
-            elif len(renewed):
-                held.index_copy_(1, renewed - self.rest + first, source[:, renewed])
-            if sinks:
-                held[:, self.sinks - len(sinks) : self.sinks] = source[:, where]
+            else:
+                held.index_copy_(1, renewed - (self.rest - first), rows)
+            if len(where):
+                held[:, self.sinks - len(sinks) : self.sinks] = source.index_select(1, where)
+        slots.sinks = sinks
         slots.held = self._arranged(slots.held, blocks)
         inside = slice(self.sinks - len(sinks), first + end - self.rest)
         return slots.keys[None, :, inside], slots.values[None, :, inside]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from fewstep.kernels.gathered_attention import gathered_attention
@@ -93,6 +93,24 @@ class Refresh(Full):
         return output
 
 
+class Renewed(NamedTuple):
+    """The active rows of one sequence that lie behind the whole blocks of its prompt."""
+
+    positions: Int[Tensor, " r"]
+    index: Int[Tensor, " r"] | None
+    """Which of the active rows they are; None for all."""
+
+    @classmethod
+    def of(cls, positions: Int[Tensor, " r"], rest: int, length: int) -> Renewed:
+        """Those of `positions` from `rest` on; positions equal to `length` only pad."""
+        inside = (positions >= rest) & (positions < length)
+        return cls(positions, None) if inside.all() else cls(positions[inside], inside.nonzero()[:, 0])
+
+    def rows(self, found: Float[Tensor, "g a d"]) -> Float[Tensor, "g r d"]:
+        """Their rows among those of all active positions."""
+        return found if self.index is None else found.index_select(1, self.index)
+
+
 class Focused(Cached):
     """Active rows: dense up to the last dense layer, where sinks are found; sparse in all deeper ones."""
 
@@ -106,7 +124,7 @@ class Focused(Cached):
         # host copies, once a step instead of once a layer
         self.touched = {(r, int(positions[r, i])) for r, i in (positions < state.prompt).nonzero().tolist()}
         self.arenas = decoder.arenas
-        self.renewed = [p[(p >= a.rest) & (p < state.length)] for p, a in zip(positions, self.arenas, strict=True)]
+        self.renewed = [Renewed.of(p, a.rest, state.length) for p, a in zip(positions, self.arenas, strict=True)]
         self.sinks: list[Int[Tensor, " s"]] = []
         self.chosen: list[list[tuple[Int[Tensor, " k"], Int[Tensor, " s"]]]] = []
 
@@ -125,7 +143,8 @@ class Focused(Cached):
         self.chosen.append([self._choose(layer, row, query[row]) for row in range(len(query))])
         if query.is_cuda:  # a kernel that reads in place needs no copies
             return gathered_attention(query, keys, values, self.tokens(self.chosen[-1]), scale=scale)
-        return torch.cat([self._from_arena(layer, row, query, scale) for row in range(len(query))])
+        found = [self._from_arena(layer, row, query, (key[row], value[row]), scale) for row in range(len(query))]
+        return found[0] if len(found) == 1 else torch.cat(found)
 
     def _choose(
         self, layer: int, row: int, query: Float[Tensor, "h r d"]
@@ -140,13 +159,25 @@ class Focused(Cached):
         )
         return top_blocks(relevance, count), self.sinks[row]
 
-    def _from_arena(self, layer: int, row: int, query: Tensor, scale: float) -> Float[Tensor, "1 h r d"]:
+    def _from_arena(
+        self, layer: int, row: int, query: Tensor, rows: tuple[Tensor, Tensor], scale: float
+    ) -> Float[Tensor, "1 h r d"]:
         arena, pad, size = self.arenas[row], self.pad[row], self.pruning.block
         blocks, sinks = (found.tolist() for found in self.chosen[-1][row])
         inside = set(blocks)
         outside = [pad + s for s in sinks if s // size not in inside and pad + s < arena.rest]
         stale = {(position - pad) // size for r, position in self.touched if r == row}
-        keys, values = arena.read(layer, row, blocks, outside, stale=stale, renewed=self.renewed[row], end=self.end)
+        renewed = self.renewed[row]
+        keys, values = arena.read(
+            layer,
+            row,
+            blocks,
+            outside,
+            stale=stale,
+            renewed=renewed.positions,
+            new=(renewed.rows(rows[0]), renewed.rows(rows[1])),
+            end=self.end,
+        )
         return attend(query[row : row + 1], keys, values, None, scale)
 
     def tokens(self, chosen: list[tuple[Int[Tensor, " k"], Int[Tensor, " s"]]]) -> Int[Tensor, "b t"]:
