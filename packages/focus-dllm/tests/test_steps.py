@@ -180,3 +180,9 @@ def test_dream_computes_the_position_before_each_focus_position(prompt, decoding
 def test_dream_with_a_window_of_one_is_refused(focus):
     with pytest.raises(ValueError, match="3 or more"):
         focus(window=1).apply(tiny.dllm("dream"))
+
+
+def test_the_published_caches_give_the_tokens_of_the_tuned_ones(model, prompt, decoding, run):
+    for cache in ("dual", "prefix"):
+        tuned, published = (run(model, m(cache=cache), prompt(), decoding)[0] for m in (FastDLLM, FastDLLMPublished))
+        assert torch.equal(tuned.response, published.response) and tuned.stats.rows == published.stats.rows

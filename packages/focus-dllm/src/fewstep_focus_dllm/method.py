@@ -45,8 +45,8 @@ class DecodingMethod(Method):
 
 def generation(model: Any) -> partial[Output]:
     """How `model` decodes now: by the method applied to it, else vanilla."""
-    own = vars(model).get("generate")
-    return own if own is not None else partial(generate, model)
+    own = getattr(model, "generate", None)  # stock models have one too, which decodes left to right
+    return own if isinstance(own, partial) and own.func is generate else partial(generate, model)
 
 
 def keeps_cache(model: Any) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
+import torch
+
 from .decoder import Caching, Decoder, Prefix
 from .eviction import Evicting
 from .method import DecodingMethod
@@ -23,12 +25,15 @@ class Vanilla(DecodingMethod):
     name: ClassVar[str] = "vanilla"
     cached: ClassVar[bool] = False
 
+    softmax: Literal["float64", "float32"] = "float64"
+    """In which the probabilities of all rows are computed; the published code has float64."""
+
     def identity(self) -> Self:
         """It is the same decoding."""
         return self
 
     def decoder(self, model: Any, state: State) -> Decoder:
-        return AllRows(model, state)
+        return AllRows(model, state, getattr(torch, self.softmax))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +54,15 @@ class FastDLLM(DecodingMethod):
 
 @dataclass(frozen=True, kw_only=True)
 class FastDLLMPublished(DecodingMethod):
-    """Fast-dLLM's dual cache (arXiv:2505.22618) as its code has it: un-rotated keys, all rotated at each step."""
+    """Fast-dLLM's cache (arXiv:2505.22618) as its code has it: un-rotated keys, all rotated at each step."""
 
     name: ClassVar[str] = "fast-dllm-published"
 
+    cache: Literal["dual", "prefix"] = "dual"
+    """As for ``fast-dllm``."""
+
     def decoder(self, model: Any, state: State) -> Decoder:
-        return Published(model, state)
+        return Published(model, state, suffix=self.cache == "prefix")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The dual cache as Fast-dLLM published it for LLaDA: keys are stored without rotation and all rotated at each step."""
+"""The caches as Fast-dLLM published them for LLaDA: keys are stored without rotation and all rotated at each step."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from .state import Answers, State
 
 
 class Published(Caching):
-    """The same tokens as the dual cache, at the published cost: rotating ``N`` keys in each layer and step."""
+    """The same tokens as the tuned caches, at the published cost: rotating ``N`` keys in each layer and step."""
 
-    def __init__(self, model: Any, state: State) -> None:
+    def __init__(self, model: Any, state: State, suffix: bool) -> None:
+        """With `suffix`, later steps compute everything behind the block too: the prefix cache."""
         super().__init__(model, state)
+        self.suffix = suffix
         every = torch.arange(state.length, device=state.tokens.device) - state.pad[:, None]
         probe = torch.empty(1, device=state.tokens.device, dtype=model.dtype)
         self.angles = model.model.rotary_emb(probe, every.clamp(min=0))
@@ -26,6 +28,10 @@ class Published(Caching):
         # at position 0 the model's own rotation is the identity, so that plans see keys as they are stored
         zeros = torch.zeros_like(positions)
         return self.model.model(input_ids=tokens, position_ids=zeros, use_cache=False, plan=plan).last_hidden_state
+
+    def rows(self) -> Int[Tensor, "b r"]:
+        start, end = self.state.block.start - self.shift, self.state.length if self.suffix else self.state.block.end
+        return self.range(start, end)
 
     def first(self) -> Answers:
         return self.everything(Unrotated(self.cache, self.allowed, self.angles, None))
