@@ -189,6 +189,14 @@ class Focused(Cached):
             found.append(torch.cat([mine, response]))
         return padded(found, fill=-1)
 
+    def most_read(self, row: int, arena: Arena) -> Int[Tensor, " t"]:
+        """Prompt positions of one sequence: sinks and the blocks that most layers chose, as many as a layer reads."""
+        blocks, sinks = zip(*(chosen[row] for chosen in self.chosen), strict=True)
+        prompt, size = self.prompt - self.pad[row], self.pruning.block
+        votes = torch.cat(blocks).bincount(minlength=prompt // size)
+        best = top_blocks(votes, arena.blocks)
+        return prompt_tokens(best, sinks[0], prompt=prompt, block=size) + self.pad[row]
+
     def read(self) -> list[int]:
         """Keys that a row of the first sequence read in each sparse layer."""
         size, rest = self.pruning.block, self.arenas[0].rest - self.pad[0]
@@ -285,15 +293,16 @@ class Focus(Caching):
         return state.length if suffix is None else min(state.length, state.block.end + suffix)
 
     def _partial(self) -> Answers:
-        """Ours: renew the response, the prompt tokens that sparse layers read last, and the token before the block."""
+        """Ours: renew the response, the token before it, and the prompt that most sparse layers read last."""
         state = self.state
-        chosen = torch.zeros(len(state.tokens), state.length + 1, dtype=torch.bool, device=state.tokens.device)
-        for row in range(len(chosen)):
-            chosen[row, state.pad[row] :] = row not in self.last  # that one has not asked for anything yet
-            for of_layer in self.last[row].chosen if row in self.last else ():
-                chosen[row, self.last[row].tokens(of_layer)[row]] = True  # -1, which pads, is the column too many
+        chosen = torch.zeros(len(state.tokens), state.length, dtype=torch.bool, device=state.tokens.device)
+        for row, arena in enumerate(self.arenas):
+            if row in self.last:
+                chosen[row, self.last[row].most_read(row, arena)] = True
+            else:
+                chosen[row, state.pad[row] :] = True  # that one has not asked for anything yet
         chosen[:, state.prompt - 1 : state.length] = True
-        rows = padded([row.nonzero()[:, 0] for row in chosen[:, : state.length]], fill=state.length)
+        rows = padded([row.nonzero()[:, 0] for row in chosen], fill=state.length)
         state.stats.partial_rows.append(rows.shape[1])
         found = self.some(rows, Cached(self.cache, self.allowed, rows))
         for arena in self.arenas:

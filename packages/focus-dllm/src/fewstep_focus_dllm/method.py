@@ -103,8 +103,8 @@ class FocusDLLM(DecodingMethod):
     min_prompt: int = 0
     """Prompts shorter than this are decoded with Fast-dLLM's dual cache, whose steps cost less there."""
     full_every: int = 1
-    """Ours, not the paper's: a full pass only at each so many blocks. At the other borders the response and the prompt
-    tokens that sparse layers read last are renewed."""
+    """Ours, not the paper's: a full pass only at each so many blocks. At the other borders the response is renewed, and
+    of the prompt the sinks and the blocks that most sparse layers read last."""
 
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 1:
