@@ -154,3 +154,12 @@ def test_extras_of_the_card(model, prompt, focus):
 def test_partial_refreshes_take_the_place_of_full_ones(model, prompt, focus):
     stats = decode(model, focus(full_every=2), prompt(), gen_length=32).stats
     assert (stats.refreshes, len(stats.partial_rows)) == (2, 2)
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 9])
+def test_prompts_around_the_size_of_a_block(model, prompt, focus, length):
+    """A prompt without a whole block is all tail, and nothing of it is dropped."""
+    found = decode(model, focus(prompt_block=8, sinks=64), prompt(length))
+    assert (found.response != MASK).all()
+    if length < 8:
+        assert max(found.stats.kept) == length

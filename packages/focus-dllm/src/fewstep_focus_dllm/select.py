@@ -85,4 +85,6 @@ def top_sinks(mass: Float[Tensor, " n"], count: int) -> Int[Tensor, " s"]:
 def representatives(keys: Float[Tensor, "g t d"], *, block: int, unit: bool) -> Float[Tensor, "g u d"]:
     """What stands for the whole blocks of `keys` when they are looked up: their mean keys, or those of their units."""
     whole = keys[:, : keys.shape[1] // block * block]
+    if not whole.numel():  # a prompt shorter than a block is all ragged tail
+        return whole.float()
     return block_means(whole[None], block=min(UNIT, block) if unit else block)[0]

@@ -142,7 +142,9 @@ def make_rows(
                 base = {"baseline": baseline if other == DENSE else other}
                 rows.append(_row({**own, **base}, f"{metric}_speedup", "x", statistics.median(ratios), ratios))
             for other in beside.get(metric, ()):
-                ratios = [] if other not in found or label in (DENSE, other, *red) else _ratios(found[other], runs, metric)
+                ratios = (
+                    [] if other not in found or label in (DENSE, other, *red) else _ratios(found[other], runs, metric)
+                )
                 if ratios:
                     name = f"{metric}_vs_{other.replace('-', '_')}_speedup"
                     rows.append(_row({**own, "baseline": other}, name, "x", statistics.median(ratios), ratios))
