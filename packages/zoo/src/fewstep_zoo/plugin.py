@@ -27,6 +27,13 @@ def fewstep_loaders():
             models=("DigitsJudge",),
         ),
         Card(
+            name="tiny-llada",
+            summary="a byte-level masked diffusion LM in the LLaDA format, trained on Python's own texts",
+            target="fewstep_zoo.dllm.load:tiny",
+            paper="2502.09992",
+            models=("LlamaForCausalLM",),
+        ),
+        Card(
             name="wired-recall",
             summary="a masked diffusion LM wired by hand to look up keys: right or wrong is known at any length",
             target="fewstep_zoo.dllm.recall:load",

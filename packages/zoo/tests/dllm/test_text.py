@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from fewstep_zoo.dllm import diffusion, model, text
+from fewstep_zoo.dllm import diffusion, model, quality, text
 from fewstep_zoo.dllm.ngram import KneserNey
 from fewstep_zoo.dllm.text import EOS, MASK, Crops
 
@@ -122,3 +122,21 @@ def test_loss_and_bound_agree_on_average():
         found = sum(float(objective.losses("student", batch, 0)["bound"]) for batch in batches) / len(batches)
     expected = diffusion.bound(network, tokens, generator(2), draws=40) * math.log(2)
     assert found == pytest.approx(expected, rel=0.03)
+
+
+def test_masked_bytes_are_told_from_the_bytes_directly_before_them():
+    ngrams = [KneserNey(text.corpus("english", "train")[:20000], order) for order in (1, 2, 3)]
+    tokens = quality.pieces("english", 40, 2)
+    found, source = quality.of_ngrams(ngrams, tokens, draws=2), generator()
+    for rate in quality.RATES:
+        bits = []
+        for _ in range(2):
+            masked = torch.rand(tokens.shape, generator=source) < rate
+            for row, hidden in zip(tokens.tolist(), masked.tolist(), strict=True):
+                for at in (i for i in range(40) if hidden[i]):
+                    start = at
+                    while start > max(0, at - 2) and not hidden[start - 1]:
+                        start -= 1
+                    bits += ngrams[at - start].bits(bytes(row[start : at + 1])).tolist()
+        assert found[f"masked {rate:.0%}"] == pytest.approx(sum(bits) / len(bits))
+    assert found["left"] == pytest.approx(np.mean([ngrams[2].bits(bytes(row)).mean() for row in tokens.tolist()]))

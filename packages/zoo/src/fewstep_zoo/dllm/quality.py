@@ -1,4 +1,4 @@
-"""What ``tiny-llada`` is worth on held-out text, beside an n-gram model of the same training text.
+"""What ``tiny-llada`` is worth on held-out text, beside n-gram models of the same training text.
 
 ``python -m fewstep_zoo.dllm.quality`` prints the table of the README.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -42,26 +43,48 @@ def of_model(model: Any, tokens: Int[Tensor, "b n"], draws: int = 4) -> dict[str
     return found
 
 
-def of_ngram(ngram: KneserNey, tokens: Int[Tensor, "b n"]) -> float:
-    """Bits per byte of the same pieces, given the true bytes to the left (and none of those to the right)."""
-    whole = [ngram.bits(bytes(row.tolist())) for row in tokens]
-    return float(sum(bits.sum() for bits in whole) / sum(len(bits) for bits in whole))
+def of_ngrams(ngrams: list[KneserNey], tokens: Int[Tensor, "b n"], draws: int = 4) -> dict[str, float]:
+    """The same of n-gram models of order 1, 2, ...: ``left`` given all true bytes to the left, then as `of_model`.
+
+    At a mask rate, each masked byte is told from the unmasked bytes directly before it, by the model whose order fits.
+    """
+    tables = [_table(ngrams, bytes(row.tolist())) for row in tokens]
+    order, source = len(ngrams), torch.Generator().manual_seed(0)
+    found = {"left": float(np.mean([table[-1, order - 1 :].mean() for table in tables]))}
+    for rate in RATES:
+        bits: list[np.ndarray] = []
+        for _ in range(draws):
+            masked = (torch.rand(tokens.shape, generator=source) < rate).numpy()
+            for table, hidden in zip(tables, masked, strict=True):
+                at = np.flatnonzero(hidden)
+                before = np.maximum.accumulate(np.where(hidden, np.arange(len(hidden)), -1))
+                visible = np.where(at > 0, at - 1 - before[at - 1], 0)
+                bits.append(table[np.minimum(visible, order - 1), at])
+        found[f"masked {rate:.0%}"] = float(np.concatenate(bits).mean())
+    return found
 
 
-def fitted(order: int = 5) -> KneserNey:
-    """An n-gram model of all training text."""
-    return KneserNey(text.corpus("english", "train") + b"\f" + text.corpus("source", "train"), order)
+def _table(ngrams: list[KneserNey], piece: bytes) -> np.ndarray:
+    """Bits of each byte by each model ``[order, n]``; NaN where a model needs more bytes than there are."""
+    rows = [np.concatenate([np.full(n, np.nan), ngram.bits(piece)]) for n, ngram in enumerate(ngrams)]
+    return np.stack(rows)
+
+
+def fitted(order: int = 5) -> list[KneserNey]:
+    """N-gram models of all training text, of order 1 to `order`."""
+    whole = text.corpus("english", "train") + b"\f" + text.corpus("source", "train")
+    return [KneserNey(whole, n) for n in range(1, order + 1)]
 
 
 def main() -> None:
     """Print the table."""
     from .load import tiny
 
-    model, ngram = tiny().model, fitted()
+    model, ngrams = tiny().model, fitted()
     for kind in ("english", "source"):
-        tokens = pieces(kind, 256, 128)
-        told = {**of_model(model, tokens), "5-gram": of_ngram(ngram, tokens)}
-        print(kind, " ".join(f"{name} {bits:.3f}" for name, bits in told.items()))
+        tokens = pieces(kind, 256, 64)
+        for name, told in (("tiny-llada", of_model(model, tokens)), ("5-gram", of_ngrams(ngrams, tokens))):
+            print(kind, name, ", ".join(f"{figure} {bits:.2f}" for figure, bits in told.items()))
 
 
 if __name__ == "__main__":
