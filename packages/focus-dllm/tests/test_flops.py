@@ -4,7 +4,7 @@ import pytest
 import torch
 from fewstep_focus_dllm import FastDLLM, FocusDLLM
 from fewstep_focus_dllm.flops import Shape, cost, read_tokens
-from fewstep_focus_dllm.focus import Focused
+from fewstep_focus_dllm.focused import Focused
 from fewstep_focus_dllm.method import generation
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig

@@ -6,7 +6,8 @@ import pytest
 import torch
 from fewstep.testing import tiny
 from fewstep_focus_dllm import Decoding, FastDLLM, FastDLLMPublished, Vanilla, generate
-from fewstep_focus_dllm.focus import Focus, Focused
+from fewstep_focus_dllm.focus import Focus
+from fewstep_focus_dllm.focused import Focused
 from fewstep_focus_dllm.method import generation
 from fewstep_focus_dllm.state import State
 
@@ -62,11 +63,11 @@ def test_the_dual_cache_equals_the_plain_twin(model, prompt, decoding, method, r
 class WholeBlock(Focus):
     """Focus whose active positions are those of the dual cache: the block, decoded or not."""
 
-    def _focus(self):
-        super()._focus()
-        focus = torch.zeros_like(self.state.tokens, dtype=torch.bool)
-        focus[:, self.state.block.start - self.shift : self.state.block.end] = True
-        return focus
+    def _active(self):
+        super()._active()
+        self.start = self.state.block.start - self.shift
+        everything = torch.ones(1, self.state.block.end - self.start, dtype=torch.bool)
+        return everything, everything
 
 
 def test_the_whole_block_active_and_the_whole_prompt_kept_equals_the_dual_cache(

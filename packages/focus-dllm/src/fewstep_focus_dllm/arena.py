@@ -109,6 +109,6 @@ class Arena:
 
     def _new(self, layer: int, keys: Float[Tensor, "g n d"]) -> Slots:
         size = self.sinks + self.blocks * self.block + self.cache.length - self.rest
-        made = (keys.new_empty(keys.shape[0], size, keys.shape[2]) for _ in range(2))
-        self.slots[layer] = Slots(*made)
+        shape = (keys.shape[0], size, keys.shape[2])
+        self.slots[layer] = Slots(keys.new_empty(shape), keys.new_empty(shape))
         return self.slots[layer]

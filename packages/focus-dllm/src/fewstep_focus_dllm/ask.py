@@ -68,8 +68,8 @@ class Ask(Decoding):
         document, question = self._document(), self.prompt.strip()
         if not question and not document.strip():
             raise ValueError("the prompt is empty: give --prompt, --prompt-file or both")
-        tokenizer = loaded.processor
-        if not callable(tokenizer):
+        tokenizer: Any = loaded.processor
+        if not hasattr(tokenizer, "decode"):
             raise ValueError(f"{loaded.name} has no tokenizer")
         text = f"{document.rstrip()}\n\n{question}" if document else question
         if self.chat and getattr(tokenizer, "chat_template", None):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .focus import Pruning
+from .focused import Pruning
 from .select import budget
 
 

@@ -12,7 +12,8 @@ from fewstep.method import Applied, Method
 
 from .attend import planned
 from .decoder import Caching, Decoder
-from .focus import Focus, Pruning
+from .focus import Focus
+from .focused import Pruning
 from .generation import Output, check_model, generate
 from .select import Aggregate
 from .state import State

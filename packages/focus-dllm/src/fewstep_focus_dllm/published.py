@@ -60,7 +60,8 @@ class Unrotated:
         of_rows = self.angles
         if self.rows is not None:
             index = self.rows[..., None].expand(-1, -1, query.shape[-1])
-            of_rows = tuple(angle.expand(len(query), -1, -1).gather(1, index) for angle in self.angles)
+            cos, sin = (angle.expand(len(query), -1, -1).gather(1, index) for angle in self.angles)
+            of_rows = cos, sin
         return attend(rotated(query, of_rows), rotated(keys, self.angles), values, self.allowed, scale)
 
 

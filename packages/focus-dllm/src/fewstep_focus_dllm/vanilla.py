@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from .attend import Plan
 from .decoder import Decoder
 from .state import Answers, State
 
@@ -18,10 +19,10 @@ class AllRows(Decoder):
         super().__init__(model, state)
         self.dtype = dtype
 
-    def everything(self, plan: None) -> Answers:
+    def everything(self, plan: Plan | None) -> Answers:
         state, block = self.state, self.state.block
         every = torch.arange(state.length, device=state.tokens.device).expand_as(state.tokens)
-        logits = self.model.lm_head(self.hidden(state.tokens, every, None))
+        logits = self.model.lm_head(self.hidden(state.tokens, every, plan))
         for row in logits:  # what the published code takes confidences from; one sequence at a time bounds the memory
             row.to(self.dtype).softmax(-1).amax(-1)
         state.stats.refreshes += 1
