@@ -1,4 +1,4 @@
-"""The forward pass of a cached step of Focus-dLLM: which layers read what (section 2.4 of its card, arXiv 2602.02159)."""
+"""The forward pass of a cached step of Focus-dLLM (arXiv 2602.02159): which layers read what."""
 
 from __future__ import annotations
 

@@ -67,8 +67,8 @@ def fewstep_tasks():
             target="fewstep_focus_dllm.tasks:Retrieval",
         ),
         Card(
-            name="infill",
+            name="agreement",
             summary="continue a real text: agreement with vanilla decoding, and how likely vanilla finds the result",
-            target="fewstep_focus_dllm.tasks:Infill",
+            target="fewstep_focus_dllm.tasks:Agreement",
         ),
     ]
