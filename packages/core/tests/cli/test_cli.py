@@ -64,6 +64,15 @@ def test_show_tells_fields_defaults_and_meaning(fewstep):
     assert "four layers" in fewstep("show", "toy-net").stdout
 
 
+def test_show_tells_what_a_method_would_do_with_a_model(fewstep, tmp_path):
+    folder = tmp_path / "net"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"layers": 48}')
+    shown = fewstep("show", "skip", "--model", str(folder))
+    assert shown.returncode == 0 and shown.stderr == ""
+    assert "layers of net" in shown.stdout and "48" in shown.stdout
+
+
 def test_an_external_method_is_applied_and_removed(tmp_path, environment):
     command = [sys.executable, "-c", LIFE]
     run = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
