@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from . import plugins
+from . import dllm, plugins
 from .errors import BadFileError, UnknownNameError
 
 Weights = Literal["trained", "pretrained", "random"]
@@ -53,7 +53,7 @@ def load(name: str, *, dtype: str = "float32", device: str = "cpu") -> Loaded:
 
 
 def from_folder(folder: Path, *, name: str, dtype: str, device: str, weights: Weights = "pretrained") -> Loaded:
-    """Load an ordinary transformers or diffusers folder (safetensors only)."""
+    """Load an ordinary transformers or diffusers folder, or one of a masked diffusion LM; safetensors only."""
     import torch
     from safetensors import SafetensorError
 
@@ -75,6 +75,9 @@ def _transformer(folder: Path, name: str, dtype: Any, device: str, weights: Weig
 
     if not (folder / "config.json").exists():
         raise BadFileError(f"{folder} is not a model folder: it has neither config.json nor model_index.json")
+    if _model_type(folder) in dllm.FAMILIES:  # before AutoConfig, which would ask to run the folder's code
+        model, processor = dllm.read(folder, dtype=dtype, device=device)
+        return Loaded(model=model, name=name, processor=processor, weights=weights)
     config = transformers.AutoConfig.from_pretrained(folder)
     architecture = (config.architectures or [""])[0]
     cls = getattr(transformers, architecture, None)
@@ -112,6 +115,11 @@ def without_video(cls: type) -> Any:
     """
     parts = [part for part in cls.get_attributes() if "video" not in part]  # type: ignore[attr-defined]
     return type(cls.__name__, (cls,), {"get_attributes": classmethod(lambda _: parts), "__module__": cls.__module__})
+
+
+def _model_type(folder: Path) -> str:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return str(config.get("model_type")) if isinstance(config, dict) else ""
 
 
 def _has_processor(folder: Path) -> bool:
