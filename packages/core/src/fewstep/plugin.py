@@ -7,6 +7,23 @@ from .cards import Card, hookimpl
 def fewstep_kernels():
     return [
         Card(
+            name="block-means",
+            summary="mean key of each run of tokens",
+            target="fewstep.kernels.block_means:KERNEL",
+        ),
+        Card(
+            name="column-mass",
+            summary="attention that each key receives from a few query rows: the score of attention sinks",
+            target="fewstep.kernels.column_mass:KERNEL",
+            paper="2602.02159",
+        ),
+        Card(
+            name="gathered-attention",
+            summary="attention of a few query rows to selected keys, without expanding grouped heads",
+            target="fewstep.kernels.gathered_attention:KERNEL",
+            paper="2602.02159",
+        ),
+        Card(
             name="match-loss",
             summary="losses between a sample and two clean predictions of it, fused with their gradient",
             target="fewstep.kernels.match_loss:KERNEL",

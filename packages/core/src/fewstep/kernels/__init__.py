@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fewstep.cards import import_target
@@ -77,3 +79,9 @@ class Kernel:
         if backend not in self.fast:
             raise ValueError(f"kernel {self.name} has no backend {backend!r}; it has: naive, {', '.join(self.fast)}")
         return import_target(self.fast[backend])
+
+    def chosen_backend(self, device: torch.device | str) -> str:
+        """Backend that a caller who names none gets for tensors on this device: ``cpu``, ``triton`` or ``naive``."""
+        name = {"cpu": "cpu", "cuda": "triton"}.get(torch.device(device).type)
+        installed = name != "triton" or importlib.util.find_spec("triton")
+        return name if name in self.fast and installed else "naive"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -15,7 +14,6 @@ from fewstep.kernels import Case, Kernel
 from . import naive
 
 WEIGHTS = ("official", "paper")
-BACKENDS = ("naive", "triton")
 
 
 class Matched(NamedTuple):
@@ -29,11 +27,6 @@ class Matched(NamedTuple):
     """``1/2 w_N mean (x - u)^2``; the negative residual is minus this."""
     gradient: Float[Tensor, "b ..."]
     """Of ``mean(fisher - lam * residual)`` with respect to the critic's prediction."""
-
-
-def chosen_backend(device: torch.device | str) -> str:
-    """Backend that `match_loss` takes for tensors on this device: ``triton`` or ``naive``."""
-    return "triton" if torch.device(device).type == "cuda" and importlib.util.find_spec("triton") else "naive"
 
 
 def match_loss(
@@ -123,3 +116,5 @@ KERNEL = Kernel(
     cases=_cases,
     signatures=f"{__name__}.triton:signatures",
 )
+
+chosen_backend = KERNEL.chosen_backend

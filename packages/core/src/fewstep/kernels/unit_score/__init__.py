@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from typing import Literal
 
@@ -15,15 +14,6 @@ from fewstep.kernels import Case, Kernel
 from . import naive
 
 SCORES = ("dot", "abs_dot", "unit_softmax")
-BACKENDS = ("naive", "cpu", "triton")
-
-
-def chosen_backend(device: torch.device | str) -> str:
-    """Backend that `unit_score` takes for tensors on this device: ``cpu``, ``triton`` or ``naive``."""
-    kind = torch.device(device).type
-    if kind == "cuda" and importlib.util.find_spec("triton"):
-        return "triton"
-    return "cpu" if kind == "cpu" else "naive"
 
 
 def unit_score(
@@ -102,3 +92,5 @@ KERNEL = Kernel(
     cases=_cases,
     signatures=f"{__name__}.triton:signatures",
 )
+
+chosen_backend = KERNEL.chosen_backend

@@ -1,0 +1,201 @@
+"""The attention kernels against the suite, dense attention, each other and hand-made values."""
+
+import math
+
+import pytest
+import torch
+from fewstep.kernels import block_means as means_module
+from fewstep.kernels import column_mass as mass_module
+from fewstep.kernels import gathered_attention as gathered_module
+from fewstep.kernels.attention import merge_attention
+from fewstep.kernels.block_means import block_means
+from fewstep.kernels.column_mass import column_mass
+from fewstep.kernels.gathered_attention import gathered_attention
+from fewstep.testing.kernel import KernelSuite
+from torch.nn import functional as F
+
+BACKENDS = ("naive", "cpu")
+EXACT = {"rtol": 1e-5, "atol": 1e-6}
+
+
+class TestGatheredAttention(KernelSuite):
+    @pytest.fixture
+    def kernel(self):
+        return gathered_module.KERNEL
+
+
+class TestBlockMeans(KernelSuite):
+    @pytest.fixture
+    def kernel(self):
+        return means_module.KERNEL
+
+
+class TestColumnMass(KernelSuite):
+    @pytest.fixture
+    def kernel(self):
+        return mass_module.KERNEL
+
+
+def tensors(b=2, h=4, g=2, t=7, n=45, d=16, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(1)
+    query = torch.randn(b, h, t, d, generator=generator, dtype=torch.float64)
+    key, value = (torch.randn(b, g, n, d, generator=generator, dtype=torch.float64) for _ in range(2))
+    return query.to(dtype), key.to(dtype), value.to(dtype)
+
+
+def dense(query, key, value, mask=None, scale=None):
+    """PyTorch's own attention, with the heads of a group expanded by itself."""
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=True)
+
+
+def dense_lse(query, key, mask, scale=None):
+    """LSE by expanding KV heads and looking at every score."""
+    scores = query @ key.repeat_interleave(query.shape[1] // key.shape[1], 1).mT * (scale or query.shape[-1] ** -0.5)
+    return scores.masked_fill(~mask, -math.inf).logsumexp(-1)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gathering_everything_is_dense_attention(backend):
+    query, key, value = tensors()
+    tokens = torch.stack([torch.randperm(45), torch.arange(45)])
+    found = gathered_attention(query, key, value, tokens, backend=backend)
+    torch.testing.assert_close(found, dense(query, key, value), **EXACT)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gathered_is_masked_dense_attention(backend):
+    query, key, value = tensors()
+    tokens = torch.tensor([[3, 44, -1, 7, 8, 9, 0], [-1, 20, 21, 22, -1, -1, -1]])
+    mask = torch.zeros(2, 1, 1, 45, dtype=torch.bool)
+    for row, chosen in enumerate(tokens):
+        mask[row, ..., chosen[chosen >= 0]] = True
+    output, lse = gathered_attention(query, key, value, tokens, scale=0.3, return_lse=True, backend=backend)
+    torch.testing.assert_close(output, dense(query, key, value, mask, 0.3), **EXACT)
+    torch.testing.assert_close(lse, dense_lse(query, key, mask, 0.3), **EXACT)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("tokens", [torch.full((2, 3), -1), torch.empty(2, 0, dtype=torch.int64)])
+def test_an_empty_selection_gives_zero_and_minus_infinity(backend, tokens):
+    output, lse = gathered_attention(*tensors(), tokens, return_lse=True, backend=backend)
+    assert output.eq(0).all() and lse.eq(-math.inf).all()
+
+
+def test_merging_disjoint_parts_is_the_whole():
+    query, key, value = tensors()
+    order = torch.stack([torch.randperm(45), torch.randperm(45)])
+    parts = [order[:, :10], order[:, 10:11], torch.full((2, 1), -1), order[:, 11:]]
+    found = [gathered_attention(query, key, value, part, return_lse=True) for part in parts]
+    output, lse = merge_attention(*zip(*found, strict=True))
+    whole = gathered_attention(query, key, value, order, return_lse=True)
+    torch.testing.assert_close((output, lse), whole, **EXACT)
+    nothing = merge_attention([torch.zeros_like(output)] * 2, [torch.full_like(lse, -math.inf)] * 2)
+    assert nothing[0].eq(0).all() and nothing[1].eq(-math.inf).all()
+
+
+def test_merging_keeps_the_dtype_and_names_wrong_shapes():
+    query, key, value = tensors(dtype=torch.bfloat16)
+    half = torch.arange(45).expand(2, 45).split([20, 25], 1)
+    found = [gathered_attention(query, key, value, part, return_lse=True) for part in half]
+    output, lse = merge_attention(*zip(*found, strict=True))
+    assert (output.dtype, lse.dtype) == (torch.bfloat16, torch.float32)
+    torch.testing.assert_close(output, dense(query, key, value), rtol=1e-2, atol=1e-2)
+    for outputs, lses in (([], []), ([output], [lse[:1]]), ([output, output[:1]], [lse, lse])):
+        with pytest.raises(ValueError, match="one or more of one shape"):
+            merge_attention(outputs, lses)
+
+
+def gradients(function, *inputs):
+    """Output, LSE and gradients of a loss that uses both."""
+    leaves = [tensor.clone().requires_grad_() for tensor in inputs]
+    output, lse = function(*leaves)
+    loss = (output * torch.linspace(-1, 1, output.numel()).view_as(output)).sum() + lse.exp().sum()
+    return output.detach(), lse.detach(), *torch.autograd.grad(loss, leaves)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_of_gathered_equal_those_of_masked_dense(backend):
+    tokens = torch.tensor([[3, 44, -1, 7, 8, 9, 0], [-1, 20, 21, 22, -1, -1, -1]])
+    mask = torch.zeros(2, 1, 1, 45, dtype=torch.bool)
+    for row, chosen in enumerate(tokens):
+        mask[row, ..., chosen[chosen >= 0]] = True
+    found = gradients(lambda *qkv: gathered_attention(*qkv, tokens, return_lse=True, backend=backend), *tensors())
+    expected = gradients(lambda q, k, v: (dense(q, k, v, mask), dense_lse(q, k, mask)), *tensors())
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_empty_selection_has_no_gradient_rather_than_nan(backend):
+    query, key, value = (tensor.requires_grad_() for tensor in tensors())
+    gathered_attention(query, key, value, torch.full((2, 3), -1), backend=backend).sum().backward()
+    assert all(tensor.grad.eq(0).all() for tensor in (query, key, value))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_block_means_by_hand(backend):
+    keys = torch.arange(10.0).view(1, 1, 5, 2)
+    found = block_means(keys, block=2, backend=backend)
+    assert found.tolist() == [[[[1.0, 2.0], [5.0, 6.0], [8.0, 9.0]]]]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_column_mass_by_hand(backend):
+    """Card focus-dllm, test 7.8: scaled scores (4, 0, 0, 2) of one head and row."""
+    query, key = torch.ones(1, 1, 1, 1), torch.tensor([4.0, 0, 0, 2]).view(1, 1, 4, 1)
+    found = column_mass(query, key, backend=backend)
+    torch.testing.assert_close(found, torch.tensor([[0.8533, 0.0156, 0.0156, 0.1155]]), rtol=0, atol=5e-5)
+    only = column_mass(query, key, key_mask=torch.tensor([[False, True, True, False]]), backend=backend)
+    assert only.tolist() == [[0, 0.5, 0.5, 0]]
+    none = column_mass(query, key, key_mask=torch.zeros(1, 4, dtype=torch.bool), backend=backend)
+    assert none.tolist() == [[0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_column_mass_is_the_weighted_mean_of_attention(backend):
+    query, key, _ = tensors()
+    weights = torch.rand(2, 7)
+    attention = (query @ key.repeat_interleave(2, 1).mT / 4).softmax(-1)
+    found = column_mass(query, key, row_weights=weights, backend=backend)
+    torch.testing.assert_close(found, (attention.mean(1) * weights[..., None]).sum(1), **EXACT)
+    plain = column_mass(query, key, backend=backend)
+    torch.testing.assert_close(plain, attention.mean((1, 2)), **EXACT)
+    torch.testing.assert_close(plain.sum(1), torch.ones(2))
+
+
+def test_says_which_backend_it_takes():
+    for module in (gathered_module, means_module, mass_module):
+        assert module.chosen_backend("cpu") == "cpu"
+        assert module.chosen_backend(torch.device("meta")) == "naive"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tokens": torch.tensor([[45], [0]])}, r"tokens must lie in \[-1, 45\), found 0 to 45"),
+        ({"tokens": torch.tensor([[-2], [0]])}, "found -2 to 0"),
+        ({"tokens": torch.zeros(2, 3)}, "tokens must be integers"),
+        ({"tokens": torch.zeros(1, 3, dtype=torch.int64)}, r"tokens must be \[2, s\]"),
+        ({"query": torch.ones(2, 3, 7, 16)}, "3 query heads are not a multiple of 2 KV heads"),
+        ({"query": torch.ones(2, 4, 7, 8)}, "one head size"),
+        ({"query": torch.ones(4, 7, 16)}, r"query must be \[b, h, t, d\]"),
+        ({"query": torch.ones(2, 4, 7, 16).half()}, "one floating-point dtype"),
+        ({"value": torch.ones(2, 2, 44, 16)}, r"query must be \[b, h, t, d\]"),
+        ({"backend": "cuda"}, "it has: naive, cpu"),
+    ],
+)
+def test_wrong_input_of_gathered_attention_is_named(change, message):
+    arguments = dict(zip(("query", "key", "value"), tensors(), strict=True))
+    arguments |= {"tokens": torch.zeros(2, 1, dtype=torch.int64)} | change
+    with pytest.raises(ValueError, match=message):
+        gathered_attention(**arguments)
+
+
+def test_wrong_input_of_the_scores_is_named():
+    query, key, _ = tensors()
+    for keys, block, message in ((key[0], 4, r"keys must be \[b, g, n, d\]"), (key, 0, "block must be positive")):
+        with pytest.raises(ValueError, match=message):
+            block_means(keys, block=block)
+    wrong = {"row_weights": torch.ones(2, 6)}, {"key_mask": torch.ones(2, 45)}
+    for options, message in zip(wrong, (r"must be \[2, 7\]", "of torch.bool, found"), strict=True):
+        with pytest.raises(ValueError, match=message):
+            column_mass(query, key, **options)
