@@ -101,7 +101,7 @@ def _with_pictures(family: str, overrides: dict[str, Any]) -> Any:
 
 
 def inputs(family: str = "qwen3_vl_moe", *, batch: int = 2, text: int = 9, seed: int = 0) -> dict[str, Any]:
-    """Keyword arguments of a model of `family`: a picture between its two tokens where it reads them, then `text` ids."""
+    """Keyword arguments of a model of `family`: a picture between two tokens where it reads them, then `text` ids."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
