@@ -85,7 +85,7 @@ def _cases() -> Iterator[Case]:
             x, gate_up, down = (torch.randn(*shape, generator=generator) / shape[-1] ** 0.5 for shape in shapes)
             args = (x.mul(shapes[0][1] ** 0.5).to(dtype), index, weight.to(dtype), gate_up.to(dtype), down.to(dtype))
             name = f"t{t} k{k} e{e} h{h} f{f} skipped {skipped} {str(dtype)[6:]}"
-            yield Case(name, args, {})
+            yield Case(name, args, {}, tolerance=0.0 if dtype == torch.float32 else 2e-2)
 
 
 KERNEL = Kernel(
