@@ -1,7 +1,7 @@
 import pytest
 import torch
 from fewstep.testing import Case, MethodSuite, moe
-from fewstep_modes import NAEE, REAP, MCMoE, MoDES, ReduceK, Single
+from fewstep_modes import REAP, MCMoE, MoDES, ReduceK
 
 
 @torch.no_grad()
@@ -18,9 +18,7 @@ METHODS = {
         alpha_text=(0.5, 0.3, 0.2),
         alpha_vision=(0.6, 0.3, 0.1),
     ),
-    "single": Single(points=({"target": 0.5, "tau": 0.08},)),
     "reduce-k": ReduceK(keep=2.0),
-    "naee": NAEE(beta=0.4),
     "mc-moe": MCMoE(beta=0.4),
     "reap": REAP(removed=((0, 1), (2,), (5, 7)), experts=8, top_k=4, layers=(0, 1, 2)),
 }

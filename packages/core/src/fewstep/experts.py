@@ -44,8 +44,7 @@ def sites(model: nn.Module) -> list[MoeSite]:
     Raises:
         UnsupportedModelError: there is none.
     """
-    found = [site for name, block in model.named_modules() if (site := _site(name, block))]
-    if not found:
+    if not (found := _sites(model)):
         raise UnsupportedModelError(
             f"{type(model).__name__} has no layer with routed experts that is known here: a module with `experts` (all "
             "of one layer in stacked weights, as in transformers 5) and a `gate` or `router` that returns logits, "
@@ -54,8 +53,13 @@ def sites(model: nn.Module) -> list[MoeSite]:
     return found
 
 
+def _sites(model: nn.Module) -> list[MoeSite]:
+    return [site for name, block in model.named_modules() if (site := _site(name, block))]
+
+
 def _site(name: str, block: Any) -> MoeSite | None:
-    experts, router = getattr(block, "experts", None), getattr(block, "gate", getattr(block, "router", None))
+    experts: Any = getattr(block, "experts", None)
+    router: Any = getattr(block, "gate", getattr(block, "router", None))
     if not hasattr(experts, "num_experts") or not hasattr(router, "top_k"):
         return None
     layer = int((re.findall(r"\.(\d+)\.", f".{name}.") or ["0"])[-1])
@@ -86,7 +90,8 @@ def install(undo: Applied, model: Any, *, pack: bool = False) -> None:
         if pack and plain_swiglu(site.experts):
             from .kernels.expert_mlp.cpu import pack as packed
 
-            undo.set(site.experts, "_fewstep_packed", packed(site.experts.gate_up_proj, site.experts.down_proj))
+            weights: Any = site.experts
+            undo.set(weights, "_fewstep_packed", packed(weights.gate_up_proj, weights.down_proj))
 
 
 def run(experts: Any, hidden: Tensor, index: Tensor, weight: Tensor) -> Tensor:
@@ -139,31 +144,43 @@ def _linear(experts: Any, rows: Tensor, name: str, number: int) -> Tensor:
 
 @dataclass
 class Pairs:
-    """Pairs of token and expert that went through the experts while counted, by layer."""
+    """Pairs of token and expert that the experts were given while counted, by layer and group of tokens."""
 
-    kept: dict[int, int] = field(default_factory=dict)
-    all: dict[int, int] = field(default_factory=dict)
+    counts: dict[tuple[int, int], list[int]] = field(default_factory=dict)
+    """Kept and all, by layer and group."""
 
-    @property
-    def skipped(self) -> float:
-        """Share of all pairs that was skipped."""
-        return 1 - sum(self.kept.values()) / max(1, sum(self.all.values()))
+    def skipped(self, *, layer: int | None = None, group: int | None = None) -> float:
+        """Share that was skipped: of everything, of one layer, of one group of tokens, or both; 0 without pairs."""
+        some = [n for (at, of), n in self.counts.items() if layer in (None, at) and group in (None, of)]
+        kept, every = (sum(column) for column in zip(*some, strict=True)) if some else (0, 0)
+        return 1 - kept / every if every else 0.0
 
 
 @contextmanager
-def counted(model: nn.Module) -> Iterator[Pairs]:
-    """Count the pairs that the experts are given, whatever decides which; nothing is counted for a dense model."""
+def counted(model: nn.Module, groups: Tensor | None = None) -> Iterator[Pairs]:
+    """Count the pairs that the experts are given, whatever decides which.
+
+    Args:
+        model: one with routed experts; for others nothing is counted.
+        groups: a number for each token of the calls inside, flattened; without it all are group 0.
+    """
     pairs, hooks = Pairs(), []
     try:
-        for site in sites(model) if any(hasattr(m, "experts") for m in model.modules()) else []:
-
-            def count(_: Any, args: tuple, site: MoeSite = site) -> None:
-                kept = int((args[1] < site.count).sum())
-                pairs.kept[site.layer] = pairs.kept.get(site.layer, 0) + kept
-                pairs.all[site.layer] = pairs.all.get(site.layer, 0) + args[1].numel()
-
-            hooks.append(site.experts.register_forward_pre_hook(count))
+        for site in _sites(model):
+            hooks.append(site.experts.register_forward_pre_hook(_counter(pairs, site, groups)))
         yield pairs
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _counter(pairs: Pairs, site: MoeSite, groups: Tensor | None) -> Any:
+    def count(_: Any, args: tuple) -> None:
+        index = args[1]
+        for group in [0] if groups is None else groups.unique().tolist():
+            some = index if groups is None else index[groups.reshape(-1) == group]
+            found = pairs.counts.setdefault((site.layer, group), [0, 0])
+            found[0] += int((some < site.count).sum())
+            found[1] += some.numel()
+
+    return count

@@ -191,7 +191,7 @@ class FitMCMoE(FitOne):
 
     def fitted(self, model: Any, batches: list[Any], journal: Journal, bar: Progress) -> Any:
         reference = Reference(model, batches)
-        base = self.base(reference, journal, bar)
+        base: Any = self.base(reference, journal, bar)
         evaluate = Evaluator(reference, journal)
         reached = evaluate(base.setting(beta=self.high))["ratio"]
         if reached < max(self.targets):  # at high ratios its five layers in eight are not enough

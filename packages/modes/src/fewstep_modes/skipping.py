@@ -61,7 +61,7 @@ class Skipping(Method):
             install(undo, model, pack=self.pack)
             for hook in router.hooks(model, sites):
                 undo.callback(hook.remove)
-            applied = undo.pop_all()
+            applied: Any = undo.pop_all()
         applied.stats = router.stats
         return applied
 

@@ -43,19 +43,20 @@ class MoeLatency:
         if self.new_tokens:
             _, _, decode = _fastest(model, DECODE, skipping, lambda: self._decode(model, ids, cache))
             seconds["decode"] = decode
-        return Outcome(seconds=seconds, counts={"skipped_share": pairs.skipped}, evidence=logits.float().cpu())
+        return Outcome(seconds=seconds, counts={"skipped_share": pairs.skipped()}, evidence=logits.float().cpu())
 
     def _prefill(self, model: Any, ids: Int[Tensor, "1 n"]) -> tuple[Tensor, Any, float]:
         began = time.perf_counter()
         out = model(input_ids=ids[:, : self.length], use_cache=True, logits_to_keep=1)
         _wait(ids)
-        return out.logits[:, -1], out.past_key_values, time.perf_counter() - began
+        return out.logits[:, -1], out.cache, time.perf_counter() - began
 
     def _decode(self, model: Any, ids: Int[Tensor, "1 n"], cache: Any) -> tuple[None, None, float]:
-        cache.crop(self.length)
+        if (excess := cache.get_seq_length() - self.length) > 0:
+            cache.crop(-excess)
         began = time.perf_counter()
         for at in range(self.length, self.length + self.new_tokens):
-            model(input_ids=ids[:, at : at + 1], past_key_values=cache, use_cache=True, logits_to_keep=1)
+            model(input_ids=ids[:, at : at + 1], cache=cache, use_cache=True, logits_to_keep=1)
         _wait(ids)
         return None, None, (time.perf_counter() - began) / self.new_tokens
 

@@ -85,8 +85,8 @@ def search(
     sites = registry.sites(model)
     base = replace(base, points=(), **facts(sites, ""))
     if importance:
-        names = {"alpha_text": importance.text, "alpha_vision": importance.vision}
-        base = replace(base, **{name: Importance.normalised(alpha) for name, alpha in names.items()})
+        normal = Importance.normalised
+        base = replace(base, alpha_text=normal(importance.text), alpha_vision=normal(importance.vision))
     text, vision = _grids(evaluate, base, sites, size, grid)
 
     def measured(q: int, p: int) -> tuple[float, float]:
@@ -95,7 +95,7 @@ def search(
 
     points = []
     for target in targets:
-        best = (exhaustive if full else lambda *a: frontier(*a, prune=prune))(size, target, measured)
+        best = exhaustive(size, target, measured) if full else frontier(size, target, measured, prune=prune)
         if best is None:
             raise FewstepError(
                 f"a ratio of {target:g} cannot be reached: special tokens keep their experts, and without all others "
