@@ -26,6 +26,12 @@ def fewstep_loaders():
             target="fewstep_zoo.digits.load:judge",
             models=("DigitsJudge",),
         ),
+        Card(
+            name="digits-qwen3-vl-moe",
+            summary="a Qwen3-VL mixture of experts that answers questions about canvases of digits, 0.7 M parameters",
+            target="fewstep_zoo.vlm.load:answerer",
+            models=("Qwen3VLMoeForConditionalGeneration",),
+        ),
     ]
 
 
@@ -41,6 +47,11 @@ def fewstep_tasks():
             name="time-to-quality",
             summary="train recipes on moving digits: seconds until the baseline's best Frechet distance",
             target="fewstep_zoo.digits.task:TimeToQuality",
+        ),
+        Card(
+            name="digit-qa",
+            summary="questions about canvases of digits: accuracy by kind of question, and distance to the dense model",
+            target="fewstep_zoo.vlm.task:DigitQA",
         ),
     ]
 
@@ -58,5 +69,11 @@ def fewstep_recipes():
             name="digits-judge",
             summary="train the classifier of moving digits from scratch",
             target="fewstep_zoo.digits.recipes:Judge",
+        ),
+        Card(
+            name="digits-qwen3-vl-moe",
+            summary="train digits-qwen3-vl-moe from scratch on questions about canvases of digits",
+            target="fewstep_zoo.vlm.recipe:Answerer",
+            paper="2511.21631",
         ),
     ]
