@@ -2,6 +2,9 @@
 
 from fewstep.cards import Card, hookimpl
 
+_SKIPPING = ("modes", "dmt", "gmlg", "single", "reduce-k", "naee", "mc-moe", "reap")
+"""Methods that were fitted to ``digits-qwen3-vl-moe``."""
+
 
 @hookimpl
 def fewstep_loaders():
@@ -31,6 +34,7 @@ def fewstep_loaders():
             summary="a Qwen3-VL mixture of experts that answers questions about canvases of digits, 0.7 M parameters",
             target="fewstep_zoo.vlm.load:answerer",
             models=("Qwen3VLMoeForConditionalGeneration",),
+            saved={name: f"fewstep_zoo:weights/digits-qwen3-vl-moe-{name}" for name in _SKIPPING},
         ),
     ]
 
