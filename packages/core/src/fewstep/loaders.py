@@ -88,9 +88,33 @@ def _transformer(folder: Path, name: str, dtype: Any, device: str, weights: Weig
     )
     if missing := sorted(info["missing_keys"]):
         raise BadFileError(f"{folder} lacks {len(missing)} weights of {architecture}, for example {missing[0]}")
-    auto = transformers.AutoTokenizer if architecture.endswith("ForCausalLM") else transformers.AutoProcessor
-    processor = auto.from_pretrained(folder, local_files_only=True) if _has_processor(folder) else None
+    text_only = architecture.endswith("ForCausalLM")
+    processor = _processor(folder, text_only) if _has_processor(folder) else None
     return Loaded(model=model.to(device).eval(), name=name, processor=processor, weights=weights)
+
+
+def _processor(folder: Path, text_only: bool) -> Any:
+    import transformers
+    from transformers.utils import is_torchvision_available
+
+    if text_only:
+        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    settings = folder / "processor_config.json"
+    if settings.exists() and not is_torchvision_available():
+        named = json.loads(settings.read_text(encoding="utf-8")).get("processor_class", "")
+        cls = getattr(transformers, named, None)
+        if cls is not None and "video_processor" in cls.get_attributes():
+            return without_video(cls).from_pretrained(folder, local_files_only=True)
+    return transformers.AutoProcessor.from_pretrained(folder, local_files_only=True)
+
+
+def without_video(cls: type) -> Any:
+    """`cls`, a transformers processor class, without its video part: that part alone needs torchvision.
+
+    Instances are made from an image processor and a tokenizer, and save folders that the full class reads too.
+    """
+    parts = [part for part in cls.get_attributes() if "video" not in part]  # type: ignore[attr-defined]
+    return type(cls.__name__, (cls,), {"get_attributes": classmethod(lambda _: parts), "__module__": cls.__module__})
 
 
 def _model_type(folder: Path) -> str:

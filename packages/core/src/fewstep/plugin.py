@@ -7,6 +7,12 @@ from .cards import Card, hookimpl
 def fewstep_kernels():
     return [
         Card(
+            name="expert-mlp",
+            summary="experts of a mixture on just the pairs of token and expert that are kept",
+            target="fewstep.kernels.expert_mlp:KERNEL",
+            paper="2511.15690",
+        ),
+        Card(
             name="block-means",
             summary="mean key of each run of tokens",
             target="fewstep.kernels.block_means:KERNEL",
