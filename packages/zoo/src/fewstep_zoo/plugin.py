@@ -26,6 +26,13 @@ def fewstep_loaders():
             target="fewstep_zoo.digits.load:judge",
             models=("DigitsJudge",),
         ),
+        Card(
+            name="clips-wan-vae",
+            summary="a Wan video VAE of small width, 1.4 M parameters, trained on real clips",
+            target="fewstep_zoo.clips.load:vae",
+            models=("AutoencoderKLWan",),
+            saved={"flash-vaed": "fewstep_zoo:weights/clips-wan-vae-flash"},
+        ),
     ]
 
 
@@ -58,5 +65,10 @@ def fewstep_recipes():
             name="digits-judge",
             summary="train the classifier of moving digits from scratch",
             target="fewstep_zoo.digits.recipes:Judge",
+        ),
+        Card(
+            name="clips-wan-vae",
+            summary="train clips-wan-vae from scratch on real clips and animations",
+            target="fewstep_zoo.clips.recipes:VAE",
         ),
     ]
