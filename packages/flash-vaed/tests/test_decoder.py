@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from fewstep_flash_vaed.count import macs, parameters
+from fewstep_flash_vaed.count import by_stage, macs, parameters
 from fewstep_flash_vaed.decoder import WanDecoder, of_vae, spec_of
 from fewstep_flash_vaed.fit import preset
 from fewstep_flash_vaed.install import Stream
@@ -99,6 +99,10 @@ def test_the_sizes_of_wan_are_exact():
     assert preset(vae.config) == (("separable", "separable", "separable", "frame", "frame"), (0, 0, 24, 12))
     assert student(latents).shape == (1, 3, 81, 480, 832)
     assert parameters(teacher.decoder) == 73_295_331 and parameters(student.decoder) == 5_859_723
+    stages = by_stage(student, 81, 480, 832)
+    assert stages["total"] == (5_859_723 + 272, round(4.25970634752e12))
+    assert round(stages["up1"][1] / 1e12, 3) == 0.964 and round(stages["up1 resample"][1] / 1e12, 3) == 1.554
+    assert round(by_stage(teacher, 81, 480, 832)["up3"][1] / 1e12, 2) == 48.30
     found = [sum(macs(decoder, lambda d=decoder: d(latents)).values()) / 1e12 for decoder in (teacher, student)]
     assert [round(found[0], 3), round(found[1], 4)] == [137.048, 4.2597]
 

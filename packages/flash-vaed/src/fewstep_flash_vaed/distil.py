@@ -92,8 +92,11 @@ class Distillation:
     def _feature(self, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Tensor:
         terms = []
         for name, features in ours.items():
-            kept = self.kept.get(name)
-            terms.append(alignment(features, theirs[name] if kept is None else theirs[name][:, :, list(kept)]))
+            known = theirs[name]
+            if (kept := self.kept.get(name)) is not None:
+                known = known[:, :, list(kept)]
+            if known.shape == features.shape:  # of a student that was not pruned here, narrow stages stand for nothing
+                terms.append(alignment(features, known))
         return torch.stack(terms).mean()
 
 

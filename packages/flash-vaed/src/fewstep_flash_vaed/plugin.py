@@ -34,6 +34,11 @@ def fewstep_tasks():
             summary="decode held-out frames of real clips: time, and distance to the clips and to the teacher",
             target="fewstep_flash_vaed.tasks:ClipDecoding",
         ),
+        Card(
+            name="clip-pruning",
+            summary="prune a decoder in every way: R^2 of the kept channels, and PSNR to the teacher before distillation",
+            target="fewstep_flash_vaed.pruning_task:ClipPruning",
+        ),
     ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import fewstep
 import torch
 from fewstep import footage
 from fewstep.errors import BadFileError
-from fewstep.train.optim import AdamW
+from fewstep.train.optim import AdamW, Muon
 from fewstep.train.parallel import World
 from fewstep.train.recipe import Job, Recipe, free
 from fewstep.train.roles import Role, Roles
@@ -28,12 +28,12 @@ from .prune import Choice, prune
 class Distil(Recipe):
     """Three phases (Flash-VAED, arXiv:2602.19161): align features, features and pixels, pixels alone."""
 
-    steps: int = 2000
+    steps: int = 240
     batch: int = 4
     clip: float = 1.0
     ema: float = 0.99
     ema_from: int = 20
-    save_every: int = free(200)
+    save_every: int = free(50)
     model: str = "clips-wan-vae"
     """The teacher: a VAE or a pipeline with one, by name, folder or hub id."""
     start: str = "prune"
@@ -50,9 +50,7 @@ class Distil(Recipe):
     """Share of the teacher's pixels in the target."""
     features: bool = True
     """False leaves out the feature term, and with it the first phase."""
-    student: AdamW = field(
-        default=AdamW(lr=1.5e-3, betas=(0.9, 0.95), weight_decay=1e-4, warmup=20, schedule="cosine"),
-    )
+    student: Muon = Muon(lr=2e-3, betas=(0.9, 0.95), weight_decay=0.0, warmup=20, schedule="cosine")
     """Optimiser."""
 
     def build(self, world: World) -> Job:

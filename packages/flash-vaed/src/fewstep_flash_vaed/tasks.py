@@ -15,6 +15,8 @@ from fewstep.bench.task import Outcome, Sample
 from fewstep.loaders import Loaded
 from torch import Tensor
 
+from .count import by_stage
+from .decoder import of_vae
 from .install import exact_decoding
 from .install import wan_vae as vae_of
 from .loss import Perceptual, psnr, sharpness, ssim
@@ -59,7 +61,10 @@ class ClipDecoding:
         quality = {name: sum(scores) / len(found) for name, scores in _scores(found).items()}
         samples = tuple(_sample(name, *pair) for name, pair in zip(self.clips, found, strict=True))
         evidence = torch.cat([pixels.flatten() for pixels, _ in found])
-        return Outcome(seconds={"decode": seconds}, quality=quality, evidence=evidence, samples=samples)
+        counts = _sizes(vae, [clip.shape[2:] for _, clip in found])
+        return Outcome(
+            seconds={"decode": seconds}, quality=quality, counts=counts, evidence=evidence, samples=samples
+        )
 
     def compare(self, outcome: Outcome, baseline: Outcome) -> dict[str, float]:
         """PSNR to the teacher's pixels, and the share of its PSNR to the clips."""
@@ -88,6 +93,13 @@ class ClipDecoding:
         tall, wide = ((min(self.size, size) if self.size else size) // factor * factor for size in cut.shape[2:])
         top, left = (cut.shape[2] - tall) // 2, (cut.shape[3] - wide) // 2
         return footage.pixels(cut[:, :, top : top + tall, left : left + wide]).transpose(0, 1)[None]
+
+
+def _sizes(vae: Any, clips: list[torch.Size]) -> dict[str, float]:
+    """Weights of the decoder that is at work, and multiplications of a direct computation."""
+    decoder = vae._decode.args[1] if "_decode" in vars(vae) else of_vae(vae)
+    tables = [by_stage(decoder, *clip) for clip in clips]
+    return {"parameters": tables[0]["total"][0], "gmacs": sum(table["total"][1] for table in tables) / 1e9}
 
 
 @contextlib.contextmanager

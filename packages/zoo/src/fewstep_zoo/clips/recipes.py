@@ -27,7 +27,7 @@ KINDS = ((1, 8, 0.1), (5, 4, 0.5), (9, 2, 0.25), (17, 1, 0.15))
 class VAE(Recipe):
     """Reconstruct crops of real clips of 1 to 17 frames: squared error, no sampling, no adversary."""
 
-    steps: int = 1600
+    steps: int = 1360
     batch: int = 4
     clip: float = 1.0
     ema: float = 0.99
