@@ -28,7 +28,8 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
 
 def moving(frames=20, size=40):
     """Frame t has the value t, its columns add 100."""
-    return (torch.arange(frames)[:, None, None, None] + 100 * (torch.arange(size) >= size // 2)).expand(-1, 3, size, -1).byte()
+    right = 100 * (torch.arange(size) >= size // 2)
+    return (torch.arange(frames)[:, None, None, None] + right).expand(-1, 3, size, -1).byte()
 
 
 def test_crops_are_of_the_clip_and_repeatable():

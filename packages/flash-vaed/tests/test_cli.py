@@ -54,7 +54,7 @@ def test_run_decodes_a_users_video_side_by_side(folder):
         "--output", "out.mp4",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "7 frames of 32x24" in done.stdout and "sharpness" in done.stdout and "against the teacher: PSNR" in done.stdout
+    assert all(text in done.stdout for text in ("7 frames of 32x24", "sharpness", "against the teacher: PSNR"))
     assert video.read(folder / "out.mp4").shape == (7, 3, 24, 96)
 
 

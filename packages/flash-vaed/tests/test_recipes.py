@@ -31,7 +31,8 @@ def saved(tmp_path, monkeypatch):
 
 
 def recipe(saved, **fields):
-    return Distil(**{"model": saved, "prune": SHAPE, "size": 16, "steps": 4, "batch": 4, "ema": 0.5, "save_every": 2, **fields})
+    usual = {"model": saved, "prune": SHAPE, "size": 16, "steps": 4, "batch": 4, "ema": 0.5, "save_every": 2}
+    return Distil(**{**usual, **fields})
 
 
 def test_gradients_reach_every_weight(saved):

@@ -99,10 +99,11 @@ class Prune:
 def show_sizes(config: Any, operators: tuple[Operator, ...], widths: tuple[int, ...]) -> None:
     """Print what teacher and student take, stage by stage, for 81 frames of 480x832."""
     with torch.device("meta"):
-        both = [by_stage(WanDecoder(spec), 81, 480, 832) for spec in (spec_of(config), spec_of(config, operators, widths))]
+        both = [WanDecoder(spec) for spec in (spec_of(config), spec_of(config, operators, widths))]
+    sizes, smaller = (by_stage(decoder, 81, 480, 832) for decoder in both)
     print("stage: parameters and GMAC of the teacher -> of the student, for 81 frames of 480x832")
-    for stage, (weights, products) in both[0].items():
-        fewer, less = both[1][stage]
+    for stage, (weights, products) in sizes.items():
+        fewer, less = smaller[stage]
         print(f"{stage}: {weights:,} -> {fewer:,} parameters, {products / 1e9:,.1f} -> {less / 1e9:,.1f} GMAC")
 
 

@@ -1,4 +1,4 @@
-"""The student of LTX-Video's decoder (0.9.0): diffusers' own decoder at a quarter of the late widths, other convolutions.
+"""The student of LTX-Video's decoder (0.9.0): diffusers' own at a quarter of the late widths, with other convolutions.
 
 Early residual blocks are depthwise separable and causal, although the teacher's convolutions look both ways; the blocks
 of the last stage convolve each frame by itself; late blocks all have a shortcut (arXiv:2602.19161).
@@ -6,6 +6,7 @@ of the last stage convolve each frame by itself; late blocks all have a shortcut
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -51,12 +52,12 @@ def student(config: Any, keep: float = 0.25) -> nn.Module:
     made: Any = _stock(config, widths)
     for block in (made.mid_block, *made.up_blocks[:EARLY]):
         for resnet in block.resnets:
-            resnet.conv1, resnet.conv2 = (CausalSeparable(c.in_channels, c.out_channels) for c in (resnet.conv1, resnet.conv2))
+            _replace(resnet, CausalSeparable)
     for number, block in enumerate(made.up_blocks[EARLY:], EARLY):
         for resnet in block.resnets:
             _force_shortcut(resnet)
             if number == len(made.up_blocks) - 1:
-                resnet.conv1, resnet.conv2 = (_frame(c.in_channels, c.out_channels) for c in (resnet.conv1, resnet.conv2))
+                _replace(resnet, _frame)
     return made
 
 
@@ -64,7 +65,9 @@ def _stock(config: Any, widths: tuple[int, ...]) -> nn.Module:
     from diffusers.models.autoencoders.autoencoder_kl_ltx import LTXVideoDecoder3d
 
     if config.timestep_conditioning or config.decoder_causal or len(widths) != 4:
-        raise ValueError("only the decoder of LTX-Video 0.9.0 is known: not causal, not timestep-conditioned, four blocks")
+        raise ValueError(
+            "only the decoder of LTX-Video 0.9.0 is known: not causal, not timestep-conditioned, four up-blocks"
+        )
     return LTXVideoDecoder3d(
         in_channels=config.latent_channels,
         out_channels=config.out_channels,
@@ -76,6 +79,10 @@ def _stock(config: Any, widths: tuple[int, ...]) -> nn.Module:
         resnet_norm_eps=config.resnet_norm_eps,
         is_causal=False,
     )
+
+
+def _replace(resnet: Any, made: Callable[[int, int], nn.Module]) -> None:
+    resnet.conv1, resnet.conv2 = (made(conv.in_channels, conv.out_channels) for conv in (resnet.conv1, resnet.conv2))
 
 
 def _frame(inside: int, outside: int) -> nn.Conv3d:

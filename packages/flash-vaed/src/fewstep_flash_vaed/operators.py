@@ -37,10 +37,10 @@ def fold_consumer(
     recovery: Float[Tensor, "k c"],
     offset: Float[Tensor, " c"],
 ) -> tuple[Float[Tensor, "o k ..."], Float[Tensor, " o"]]:
-    """Kernel and bias of a convolution of k channels instead of C: ``x ~ recovery^T x~ + offset``.
+    """Kernel and bias of a convolution of k channels, not C: ``x ~ recovery^T x~ + offset``.
 
-    ``W' = W M^T`` over input channels, ``b' = b + (sum of W over taps) m``; at borders, which are padded with zeros, the
-    offset is slightly wrong.
+    ``W' = W M^T`` over input channels, ``b' = b + (sum of W over taps) m``; at borders, which are padded with zeros,
+    the offset is slightly wrong.
     """
     exact = weight.double()
     folded = torch.einsum("oc...,kc->ok...", exact, recovery.double())

@@ -36,7 +36,7 @@ def fewstep_tasks():
         ),
         Card(
             name="clip-pruning",
-            summary="prune a decoder in every way: R^2 of the kept channels, and PSNR to the teacher before distillation",
+            summary="prune a decoder in every way: R^2 of the kept channels, and PSNR before distillation",
             target="fewstep_flash_vaed.pruning_task:ClipPruning",
         ),
     ]

@@ -8,9 +8,11 @@ import torch
 
 SPACE, TIME = 4, 2
 """Factors by which latents are smaller than clips."""
+LATENT = 16
+"""Channels of a latent, as in Wan 2.1."""
 CONFIG = {
     "base_dim": 24,
-    "z_dim": 16,
+    "z_dim": LATENT,
     "dim_mult": [1, 2, 2],
     "num_res_blocks": 1,
     "temperal_downsample": [False, True],
@@ -25,7 +27,7 @@ def vae(seed: int = 0, **overrides: Any) -> Any:
     """The `AutoencoderKLWan` before training; `overrides` are fields of its configuration."""
     from diffusers import AutoencoderKLWan
 
-    statistics = {"latents_mean": [0.0] * CONFIG["z_dim"], "latents_std": [1.0] * CONFIG["z_dim"]}  # type: ignore[operator]
+    statistics = {"latents_mean": [0.0] * LATENT, "latents_std": [1.0] * LATENT}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         made = AutoencoderKLWan(**{**CONFIG, **statistics, **overrides})
