@@ -35,7 +35,7 @@ def test_arms_decode_the_same_frames(loaded):
 
 
 def test_the_fair_baseline_is_the_exact_formulation_and_leaves_nothing_behind(loaded):
-    task = ClipDecoding(clips=("carphone",), frames=3, size=24, teacher="exact")
+    task = ClipDecoding(clips=("carphone",), frames=3, size=24, dense="exact")
     fair = task.run(loaded, seeded())
     assert "_decode" not in vars(loaded.model)
     with ExactDecode().apply(loaded.model):

@@ -37,7 +37,7 @@ class ClipDecoding:
     """Of each clip, 1 more than a multiple of the VAE's temporal factor."""
     size: int = 0
     """Side of a crop at the middle; 0 is the whole frame."""
-    teacher: Literal["stock", "exact"] = "stock"
+    dense: Literal["stock", "exact"] = "stock"
     """What ``dense`` is: diffusers as it is, or its weights in the fastest exact formulation: the fair baseline."""
 
     def __post_init__(self) -> None:
@@ -82,7 +82,7 @@ class ClipDecoding:
     def _unchanged(self, vae: Any) -> contextlib.AbstractContextManager:
         """The exact formulation, where it is asked for and no method decodes."""
         plain = "_decode" not in vars(vae)
-        return _exact(vae) if plain and self.teacher == "exact" else contextlib.nullcontext()
+        return _exact(vae) if plain and self.dense == "exact" else contextlib.nullcontext()
 
     def _cut(self, frames: Tensor, vae: Any, generator: torch.Generator) -> Tensor:
         if self.frames > len(frames):
