@@ -7,6 +7,7 @@ import torch
 from fewstep_flash_vaed.decoder import WanDecoder, of_vae, spec_of
 from fewstep_flash_vaed.prune import Pruner, prune
 from torch import nn
+
 TIMES = 2
 
 
@@ -20,6 +21,7 @@ def expanded(vae):
     small = of_vae(vae)
     stages = small.spec.stages
     spec = spec_of(vae.config)
+
     def widened(number, stage):
         entry = stage.inside * (TIMES if number else 1), stage.width * (TIMES if number else 1)
         return replace(stage, inside=entry[0], width=entry[1], outside=stage.outside * TIMES)

@@ -78,6 +78,9 @@ def _stock(config: Any, widths: tuple[int, ...]) -> nn.Module:
         patch_size_t=config.patch_size_t,
         resnet_norm_eps=config.resnet_norm_eps,
         is_causal=False,
+        inject_noise=config.decoder_inject_noise,
+        upsample_residual=config.upsample_residual,
+        upsample_factor=config.upsample_factor,
     )
 
 

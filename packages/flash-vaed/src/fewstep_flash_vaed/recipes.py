@@ -28,7 +28,7 @@ from .prune import Choice, prune
 class Distil(Recipe):
     """Three phases (Flash-VAED, arXiv:2602.19161): align features, features and pixels, pixels alone."""
 
-    steps: int = 240
+    steps: int = 160
     batch: int = 4
     clip: float = 1.0
     ema: float = 0.99

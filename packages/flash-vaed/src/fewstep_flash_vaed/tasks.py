@@ -62,9 +62,7 @@ class ClipDecoding:
         samples = tuple(_sample(name, *pair) for name, pair in zip(self.clips, found, strict=True))
         evidence = torch.cat([pixels.flatten() for pixels, _ in found])
         counts = _sizes(vae, [clip.shape[2:] for _, clip in found])
-        return Outcome(
-            seconds={"decode": seconds}, quality=quality, counts=counts, evidence=evidence, samples=samples
-        )
+        return Outcome(seconds={"decode": seconds}, quality=quality, counts=counts, evidence=evidence, samples=samples)
 
     def compare(self, outcome: Outcome, baseline: Outcome) -> dict[str, float]:
         """PSNR to the teacher's pixels, and the share of its PSNR to the clips."""

@@ -32,7 +32,7 @@ def test_the_trained_vae_reconstructs_held_out_frames():
     assert sum(found) / len(found) > LEAST
 
 
-LEAST = 26.0
+LEAST = 25.0
 """dB, a little below what was measured."""
 
 

@@ -94,7 +94,8 @@ class Reconstruction:
         clips = footage.pieces(batch.clean, KINDS[:1] if step < self.images else KINDS, batch.shared)
         cast = self.roles.student.autocast
         with torch.autocast(clips.device.type, cast) if cast else nullcontext():
-            found = wan_vae.decode(vae, wan_vae.encode(vae, clips))
+            dtype = next(vae.parameters()).dtype  # float32, but for plans
+            found = wan_vae.decode(vae, wan_vae.encode(vae, clips.to(dtype)))
         error = (found.float() - clips).square().mean()
         batch.figures["psnr"] = 10 * torch.log10(4 / error.detach())
         return {"error": error}
