@@ -180,3 +180,18 @@ def test_a_hub_id_offline_is_one_sentence():
 def edit(folder: Path, **fields: object) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **fields}))
+
+
+def test_a_single_network_of_diffusers_loads_from_its_folder(tmp_path):
+    vae = tiny.wan_pipeline().vae
+    vae.save_pretrained(tmp_path / "vae")
+    loaded = load(str(tmp_path / "vae"))
+    assert type(loaded.model) is type(vae) and not loaded.model.training and loaded.processor is None
+    state = vae.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in loaded.model.state_dict().items())
+    (tmp_path / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"broken")
+    with pytest.raises(BadFileError, match="damaged|cannot be loaded"):
+        load(str(tmp_path / "vae"))
+    (tmp_path / "vae" / "config.json").write_text('{"_class_name": "NoSuchVAE"}')
+    with pytest.raises(BadFileError, match="NoSuchVAE"):
+        load(str(tmp_path / "vae"))

@@ -63,6 +63,8 @@ def from_folder(folder: Path, *, name: str, dtype: str, device: str, weights: We
     try:
         if (folder / "model_index.json").exists():
             return _pipeline(folder, name, torch_dtype, device, weights)
+        if part := _diffusers_class(folder):
+            return _part(folder, part, name, torch_dtype, device, weights)
         return _transformer(folder, name, torch_dtype, device, weights)
     except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise BadFileError(f"the model in {folder} is damaged ({error}); download or save it again") from error
@@ -120,6 +122,36 @@ def without_video(cls: type) -> Any:
 def _model_type(folder: Path) -> str:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return str(config.get("model_type")) if isinstance(config, dict) else ""
+
+
+def _diffusers_class(folder: Path) -> str:
+    """The class of a single network that diffusers saved (a VAE, a transformer); empty for other folders."""
+    path = folder / "config.json"
+    if not path.exists():
+        return ""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    return str(config.get("_class_name", "")) if isinstance(config, dict) else ""
+
+
+def _part(folder: Path, part: str, name: str, dtype: Any, device: str, weights: Weights) -> Loaded:
+    import diffusers
+
+    cls = getattr(diffusers, part, None)
+    if cls is None or not hasattr(cls, "from_pretrained"):
+        raise BadFileError(f"{folder} asks for {part}, which diffusers does not have")
+    if os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS"):
+        diffusers.utils.logging.disable_progress_bar()
+    model, info = cls.from_pretrained(
+        folder,
+        torch_dtype=dtype,
+        use_safetensors=True,
+        output_loading_info=True,
+        local_files_only=True,
+        low_cpu_mem_usage=False,
+    )
+    if missing := sorted(info["missing_keys"]):
+        raise BadFileError(f"{folder} lacks {len(missing)} weights of {part}, for example {missing[0]}")
+    return Loaded(model=model.to(device).eval(), name=name, weights=weights)
 
 
 def _has_processor(folder: Path) -> bool:

@@ -35,6 +35,22 @@ def fewstep_kernels():
             paper="2602.02159",
         ),
         Card(
+            name="causal-depthwise",
+            summary="causal 3x3x3 convolution of each channel by itself, with history",
+            target="fewstep.kernels.causal_depthwise:KERNEL",
+            paper="2602.19161",
+        ),
+        Card(
+            name="rms-silu",
+            summary="RMS normalisation over channels and SiLU in one pass",
+            target="fewstep.kernels.rms_silu:KERNEL",
+        ),
+        Card(
+            name="upsample-conv",
+            summary="nearest-neighbour upsampling and a 3x3 convolution as four 2x2 ones of the small image",
+            target="fewstep.kernels.upsample_conv:KERNEL",
+        ),
+        Card(
             name="match-loss",
             summary="losses between a sample and two clean predictions of it, fused with their gradient",
             target="fewstep.kernels.match_loss:KERNEL",

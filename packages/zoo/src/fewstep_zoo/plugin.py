@@ -55,6 +55,13 @@ def fewstep_loaders():
             models=("Qwen3VLMoeForConditionalGeneration",),
             saved={name: f"fewstep_zoo:weights/digits-qwen3-vl-moe-{name}" for name in _SKIPPING},
         ),
+        Card(
+            name="clips-wan-vae",
+            summary="a Wan video VAE of small width, 1.4 M parameters, trained on real clips",
+            target="fewstep_zoo.clips.load:vae",
+            models=("AutoencoderKLWan",),
+            saved={"flash-vaed": "fewstep_zoo:weights/clips-wan-vae-flash"},
+        ),
     ]
 
 
@@ -104,5 +111,10 @@ def fewstep_recipes():
             summary="train digits-qwen3-vl-moe from scratch on questions about canvases of digits",
             target="fewstep_zoo.vlm.recipe:Answerer",
             paper="2511.21631",
+        ),
+        Card(
+            name="clips-wan-vae",
+            summary="train clips-wan-vae from scratch on real clips and animations",
+            target="fewstep_zoo.clips.recipes:VAE",
         ),
     ]
