@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from fewstep import FewstepError
-from fewstep.bench import Row
+from fewstep.bench import Row, shares
 from fewstep.bench.figures import front, points, save_figures
 from fewstep.bench.readme import check_readme, readme_table, update_readme
 from fewstep.bench.report import markdown, write_report
@@ -320,3 +320,25 @@ def test_the_readme_is_checked_and_updated_between_its_markers(source, tmp_path)
     readme.write_text("# no markers\n", encoding="utf-8")
     with pytest.raises(FewstepError, match="rows:begin"):
         update_readme(readme, source)
+
+
+def test_methods_that_skip_are_drawn_against_the_share_that_they_skip(tmp_path: Path):
+    pytest.importorskip("matplotlib")
+    rows = [row("dense", "accuracy", 0.94), row("dense", "skipped_share", 0.0)]
+    for method, losses in (("modes", (0.0, 0.01)), ("reduce-k", (0.02, 0.3))):
+        for target, loss in zip((0.5, 0.75), losses, strict=True):
+            rows += [
+                row(method, "accuracy", 0.94 - loss, config={"target": target}, spread=(0.9 - loss, 0.95 - loss)),
+                row(method, "skipped_share", target, config={"target": target}),
+                row(method, "kl", 0.01 + loss, config={"target": target}),
+            ]
+    (comparison,) = compare(rows)
+    assert {name: [(x, y) for x, y, _ in line] for name, line in shares.lines(comparison, "accuracy").items()} == {
+        "modes": [(0.5, 0.94), (0.75, pytest.approx(0.93))],
+        "reduce-k": [(0.5, pytest.approx(0.92)), (0.75, pytest.approx(0.64))],
+    }
+    append(rows, tmp_path / "results" / "needle.jsonl")
+    write_report(tmp_path / "results", tmp_path / "page.html", figures=tmp_path / "figures")
+    assert "skipped" in (tmp_path / "page.html").read_text() and "reduce-k" in (tmp_path / "page.html").read_text()
+    assert (tmp_path / "figures" / "needle-tiny-llm-skipped.svg").is_file()
+    assert shares.draw(compare(one_run())[0]) is None

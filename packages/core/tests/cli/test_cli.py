@@ -79,6 +79,14 @@ def test_an_external_method_is_applied_and_removed(tmp_path, environment):
     assert run.stdout.splitlines() == ["changed True", "restored True True"], run.stderr
 
 
+def test_a_list_of_numbers_is_an_arm_for_each(fewstep, tmp_path):
+    run = fewstep("bench", "skip", "--model", "toy-net", "--keep", "0.25,0.5", "--repeats", "1", "--vs", "liar")
+    assert run.returncode == 1 and "liar" in run.stderr, run.stderr
+    rows = [json.loads(line) for line in (tmp_path / "results/walk.jsonl").read_text().splitlines()]
+    arms = {(row["method"], row["config"].get("keep", 0.5)) for row in rows}
+    assert arms == {("dense", 0.5), ("skip", 0.25), ("skip", 0.5), ("liar", 0.25), ("liar", 0.5)}
+
+
 def test_bench_measures_shows_and_records(fewstep, tmp_path):
     run = fewstep("bench", "skip", "--model", "toy-net", "--keep", "0.25", "--task.length", "64", "--vs", "dense,skip",
                   "--repeats", "2", "--threads", "1", "--seed", "5")  # fmt: skip

@@ -77,13 +77,16 @@ def origin(settings: Settings, run: str, weights: str, device: torch.device, dty
 def config(method: Method, model: str = "") -> dict[str, Any]:
     """The fields of `method` that differ from what a user of `model` gets without saying anything, as JSON has them.
 
-    Weights are named by the folder that they were saved in. Fields that do not count for equality are left out.
+    Weights are named by the folder that they were saved in. Fields that do not count for equality, or whose metadata
+    holds ``"row": False`` (long tables), are left out.
     """
     cls = type(method)
     usual = cls.from_pretrained(model) if hub.shipped(model, method.name) else None
     found = {}
     for field in dataclasses.fields(method):  # type: ignore[arg-type]  # every method is a dataclass
         weights = field.metadata.get("safetensors", False)
+        if not field.metadata.get("row", True):
+            continue
         value = getattr(method, field.name)
         if (field.compare or weights) and value != (getattr(usual, field.name) if usual else _default(field)):
             found[field.name] = _folder(value) if weights and value else plain(value)

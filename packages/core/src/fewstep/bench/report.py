@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BadFileError
-from . import tables
-from .figures import inline_svg, save_figures
+from . import shares, tables
+from .figures import embedded, inline_svg, save, save_figures
 from .readme import quality_cost
 from .rows import DENSE, Row
 from .scaling import families, save_scaling, scaling_svg
@@ -40,6 +40,9 @@ def write_report(source: Path, html: Path | None, *, figures: Path | None) -> st
     if figures is not None:
         save_figures(compare(rows), figures)
         save_scaling(compare(rows), figures)
+        for comparison in compare(rows):
+            if drawn := shares.draw(comparison):
+                save(drawn, figures, comparison.task, comparison.model, "skipped")
     if html is not None:
         text = page(rows, (source if source.is_dir() else source.parent) / "samples")
         html.parent.mkdir(parents=True, exist_ok=True)
@@ -109,6 +112,7 @@ def _article(number: int, comparison: Comparison, samples: Path) -> dict[str, An
         "comparison": comparison,
         "figure": inline_svg(comparison, f"figure{number}"),
         "scaling": "",
+        "shares": embedded(drawn, f"shares{number}") if (drawn := shares.draw(comparison)) else "",
         "remarks": tables.remarks(comparison),
         "origins": origins,
         "sheets": [sheet for origin in origins if (sheet := read_samples(samples / f"{origin.run}.json", comparison))],

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .figures import LOOKS, STYLE, figure_stem, svg_text, write_png
+from .figures import LOOKS, STYLE, embedded, save
 from .rows import DENSE
 from .tables import SPEEDUP, Comparison, compact, heading, speed_metric
 
@@ -97,11 +97,11 @@ def _panel(axes: Axes, lines: dict[str, list[tuple[int, float]]], arms: list[str
 
 def scaling_svg(family: Family, prefix: str) -> str:
     """The figure as an ``<svg>`` element for a page, its ids starting with `prefix`."""
-    return svg_text(draw(family), prefix)
+    return embedded(draw(family), prefix)
 
 
 def save_scaling(comparisons: Sequence[Comparison], folder: Path) -> list[Path]:
-    """Write ``<task>-<model>-by-length.png`` for each task and model; returns the paths.
+    """Write ``<task>-<model>-by-length.png`` and ``.svg`` for each task and model; returns the paths.
 
     Of several families of one task and model, the one with the most lengths is drawn.
     """
@@ -110,6 +110,5 @@ def save_scaling(comparisons: Sequence[Comparison], folder: Path) -> list[Path]:
         groups.setdefault((family.first.task, family.first.model), []).append(family)
     paths = []
     for names, group in groups.items():
-        paths.append(folder / f"{figure_stem(names)}-by-length.png")
-        write_png(draw(max(group, key=lambda family: len(family.comparisons))), paths[-1])
+        paths += save(draw(max(group, key=lambda family: len(family.comparisons))), folder, *names, "by-length")
     return paths

@@ -39,6 +39,7 @@ _LABELS = {
     "ssim": "SSIM",
     "kl": "KL to dense",
     "nll_gap": "NLL gap",
+    "skipped_share": "skipped pairs",
     "kv_bytes": "KV memory",
     "peak_rss_bytes": "peak memory",
 }
