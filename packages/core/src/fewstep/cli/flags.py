@@ -96,8 +96,9 @@ def _tables(group: Group) -> dict[str, Any]:
 
 def _typed(group: Group) -> Any:
     """The default with the class's own values in place of its long tables."""
-    own = group.cls()
-    return dataclasses.replace(group.default(), **{name: getattr(own, name) for name in _tables(group)})  # type: ignore[misc]
+    default = group.default() if group.default else group.cls()
+    names = list(_tables(group))
+    return dataclasses.replace(default, **{name: getattr(group.cls(), name) for name in names}) if names else default
 
 
 def _renamed(group: Group, taken: set[str]) -> type:

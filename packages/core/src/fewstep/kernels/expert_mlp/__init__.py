@@ -96,3 +96,4 @@ KERNEL = Kernel(
     cases=_cases,
     signatures=f"{__name__}.triton:signatures",
 )
+chosen_backend = KERNEL.chosen_backend
