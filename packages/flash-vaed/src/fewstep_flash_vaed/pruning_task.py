@@ -15,11 +15,12 @@ from torch import Tensor
 from .decoder import WanDecoder, of_vae, spec_of
 from .fit import preset
 from .install import wan_vae as vae_of
+from .layers import Operator
 from .loss import psnr
 from .prune import Pruner, Recovery, prune
-from .select import Select
+from .select import Score, Select
 
-WAYS: tuple[tuple[Select, str], ...] = (
+WAYS: tuple[tuple[Select, Score], ...] = (
     ("greedy", "cov"),
     ("greedy", "corr"),
     ("greedy", "act"),
@@ -54,8 +55,8 @@ class ClipPruning:
         """
         vae, start = vae_of(loaded.model, "clip-pruning"), time.perf_counter()
         teacher = of_vae(vae)
-        operators, widths = preset(vae.config)
-        operators = tuple("frame" if operator == "frame" else "dense" for operator in operators)
+        usual, widths = preset(vae.config)
+        operators: tuple[Operator, ...] = tuple("frame" if operator == "frame" else "dense" for operator in usual)
         spec = spec_of(vae.config, operators, self.widths or widths)
         train, test = (self._latents(vae, split, generator) for split in ("train", "test"))
         wanted = [teacher(clip) for clip in test]
