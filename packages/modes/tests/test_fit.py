@@ -28,7 +28,9 @@ def fitted(model, batches, journal=None, size=8, **options):
 
 def test_experts_of_vision_tokens_in_the_last_layer_are_free(model, batches):
     found = calibrate(model, batches)
-    assert found.vision[-1] == 0 and min(found.vision[:-1]) > 0 and min(found.text) > 0
+    # products of fewer rows may round the rows that stay differently, where there are several threads
+    assert found.vision[-1] == pytest.approx(0, abs=1e-6)
+    assert min(found.vision[:-1]) > 1e-4 and min(found.text) > 1e-4
 
 
 def test_data_twice_or_in_another_order_gives_the_same(model, batches):

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from fewstep.testing import tiny
+from fewstep_slim_infer.cache import NAME
 from torch import nn
 
 LENGTHS = (40, 128, 77)
@@ -56,9 +57,9 @@ def test_beams_have_the_score_of_their_own_tokens(fields, slim):
         for sequence, score in zip(out.sequences, out.sequences_scores, strict=True):
             cache, step, total = None, ids, 0.0
             for token in sequence[150:]:
-                forward = model(step, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                forward = model(step, **{NAME: cache}, use_cache=True, logits_to_keep=1)
                 total += forward.logits[0, -1].log_softmax(-1)[token].item()
-                cache, step = forward.past_key_values, token[None, None]
+                cache, step = forward[NAME], token[None, None]
             assert total == pytest.approx(score.item(), abs=1e-4)
 
 
@@ -75,12 +76,12 @@ def test_rows_of_a_cache_can_be_chosen_and_repeated(slim):
     _, ids, mask = padded()
     token = torch.tensor([[5], [5], [5]])
     with slim().apply(model), torch.no_grad():
-        cache = model(ids, attention_mask=mask, use_cache=True).past_key_values
-        wanted = model(token, past_key_values=cache, attention_mask=mask).logits
+        cache = model(ids, attention_mask=mask, use_cache=True)[NAME]
+        wanted = model(token, **{NAME: cache}, attention_mask=mask).logits
         cache.crop(-1)
         cache.batch_repeat_interleave(2)
         cache.batch_select_indices(torch.tensor([4, 0, 2]))
-        found = model(token, past_key_values=cache).logits
+        found = model(token, **{NAME: cache}).logits
         cache.reset()
         assert cache.get_seq_length() == 0
     torch.testing.assert_close(found, wanted[[2, 0, 1]], rtol=0, atol=1e-9)

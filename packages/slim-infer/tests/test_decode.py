@@ -3,6 +3,7 @@ import threading
 import pytest
 import torch
 from fewstep.testing import tiny
+from fewstep_slim_infer.cache import NAME
 from fewstep_slim_infer.decoder import SlimDecoder
 from fewstep_slim_infer.method import install
 from transformers import TextIteratorStreamer
@@ -18,9 +19,9 @@ def generate(model, ids, n=24, **options):
 def steps(model, ids, known):
     """Logits of the prompt and of each known token after it, and the blocks that were active at each of these."""
     out = model(ids, logits_to_keep=1)
-    cache, logits, active = out.past_key_values, [out.logits[:, -1]], []
+    cache, logits, active = out[NAME], [out.logits[:, -1]], []
     for token in known:
-        out = model(torch.tensor([[token]]), past_key_values=cache, logits_to_keep=1)
+        out = model(torch.tensor([[token]]), **{NAME: cache}, logits_to_keep=1)
         logits.append(out.logits[:, -1])
         active.append([sorted(s.arena.active[0]) if s.arena else None for s in cache.stages[1:]])
     return torch.cat(logits), active
@@ -42,14 +43,14 @@ def _with_all_survivors(model, method, ids, known, active, tokens_of):
     """Decode over a slim cache that keeps every survivor, masking those that were not active."""
     logits = []
     with method.apply(model):
-        cache = model(ids, logits_to_keep=1).past_key_values
+        cache = model(ids, logits_to_keep=1)[NAME]
         for token, sets in zip(known, active, strict=True):
             for stage, blocks in zip(cache.stages[1:], sets, strict=True):
                 kept = tokens_of(stage.blocks[0], 16, P)
                 blocks = stage.blocks[0] if blocks is None else blocks
                 seen = set(tokens_of(blocks, 16, P)) | set(range(P - P % 16, P))
                 stage.valid = torch.tensor([[t in seen for t in kept]])
-            out = model(torch.tensor([[token]]), past_key_values=cache, logits_to_keep=1)
+            out = model(torch.tensor([[token]]), **{NAME: cache}, logits_to_keep=1)
             logits.append(out.logits[:, -1])
     return torch.cat(logits)
 
@@ -94,14 +95,14 @@ class Forgetful(SlimDecoder):
 def test_a_revived_block_has_the_keys_it_would_have_had(model, slim):
     """Everything before the first boundary is dense, and block 3 sees only blocks before it, so its keys are dense."""
     ids = tiny.prompt(P)
-    dense = model(ids, use_cache=True).past_key_values
+    dense = model(ids, use_cache=True)[NAME]
     method = slim(entry=(2, 5), keep=1.0, decode_keep=1.0, overlap=1.1, revive="recompute")
     with install(model, method, method.resolve(model.config), Forgetful):
-        cache = model(ids, use_cache=True).past_key_values
+        cache = model(ids, use_cache=True)[NAME]
         stage = cache.stages[1]
         assert stage.arena.missing(0, [2, 3]) == [3]
         stage.arena._slots = [9]
-        model(tiny.prompt(1, seed=3), past_key_values=cache)
+        model(tiny.prompt(1, seed=3), **{NAME: cache})
     assert stage.arena.missing(0, [2, 3]) == []
     for i, layer in enumerate(stage.layers):
         held, wanted = stage.arena._host[0][3][i], dense.layers[layer]
@@ -121,15 +122,15 @@ def test_revival_brings_dropped_blocks_back(slim):
 def test_a_second_long_prompt_warns_unless_blocks_can_be_revived(slim, recwarn):
     model, ids = tiny.causal_lm(), tiny.prompt(P)
     with slim().apply(model):
-        cache = model(ids, use_cache=True).past_key_values
-        model(tiny.prompt(4), past_key_values=cache)
+        cache = model(ids, use_cache=True)[NAME]
+        model(tiny.prompt(4), **{NAME: cache})
         assert not recwarn.list
         with pytest.warns(UserWarning, match="more prompt tokens over a slim cache"):
-            model(tiny.prompt(9), past_key_values=cache)
+            model(tiny.prompt(9), **{NAME: cache})
     with slim(revive="recompute").apply(model):
-        cache = model(ids, use_cache=True).past_key_values
+        cache = model(ids, use_cache=True)[NAME]
         recwarn.clear()
-        model(tiny.prompt(9), past_key_values=cache)
+        model(tiny.prompt(9), **{NAME: cache})
         assert not recwarn.list
 
 
@@ -137,8 +138,8 @@ def test_several_tokens_at_once_equal_one_by_one(model, slim):
     ids, more = tiny.prompt(P), tiny.prompt(4, seed=2)
     with slim().apply(model):
         one_by_one, _ = steps(model, ids, more[0].tolist())
-        cache = model(ids, use_cache=True).past_key_values
-        together = model(more, past_key_values=cache).logits[0]
+        cache = model(ids, use_cache=True)[NAME]
+        together = model(more, **{NAME: cache}).logits[0]
         behind = model(torch.cat([ids, more], 1), logits_to_keep=5).logits[0]
     torch.testing.assert_close(together, one_by_one[1:], rtol=0, atol=1e-9)
     torch.testing.assert_close(behind, one_by_one, rtol=0, atol=1e-9)
@@ -153,8 +154,8 @@ def test_guesses_are_verified_and_cropped(model, slim):
 def test_the_prompt_of_a_slim_cache_cannot_be_cropped(slim):
     model = tiny.causal_lm()
     with slim().apply(model):
-        cache = model(tiny.prompt(P), use_cache=True).past_key_values
-        model(tiny.prompt(2), past_key_values=cache)
+        cache = model(tiny.prompt(P), use_cache=True)[NAME]
+        model(tiny.prompt(2), **{NAME: cache})
         cache.crop(-2)
         assert cache.get_seq_length() == P
         for bad in (-1, 5):

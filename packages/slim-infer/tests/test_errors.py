@@ -3,6 +3,7 @@ import torch
 from fewstep.errors import UnsupportedModelError
 from fewstep.testing import tiny
 from fewstep_slim_infer import GemFilter, LazyLLM, SlimInfer
+from fewstep_slim_infer.cache import NAME
 from transformers import DynamicCache, StaticCache
 
 
@@ -86,7 +87,7 @@ MASK = torch.ones_like(IDS)
     ("call", "message"),
     [
         (lambda m: m(IDS, labels=IDS), "labels="),
-        (lambda m: m(IDS, past_key_values=DynamicCache()), "not a DynamicCache"),
+        (lambda m: m(IDS, **{NAME: DynamicCache()}), "not a DynamicCache"),
         (lambda m: m(IDS, attention_mask=MASK[None, None]), "2-D attention mask"),
         (lambda m: m(IDS, output_hidden_states=True), "no hidden states"),
         (lambda m: m(IDS, attention_mask=MASK.index_fill(1, torch.tensor([59]), 0)), "pad prompts on the left"),
@@ -95,7 +96,7 @@ MASK = torch.ones_like(IDS)
         (lambda m: m.generate(IDS, prefill_chunk_size=16, max_new_tokens=2), "prefill_chunk_size"),
         (lambda m: m.generate(IDS, cache_implementation="static", max_new_tokens=2), "cache_implementation='static'"),
         (
-            lambda m: m.generate(IDS, past_key_values=StaticCache(config=m.config, max_cache_len=99), max_new_tokens=2),
+            lambda m: m.generate(IDS, **{NAME: StaticCache(config=m.config, max_cache_len=99)}, max_new_tokens=2),
             "not a StaticCache",
         ),
     ],

@@ -3,6 +3,7 @@ import math
 import torch
 from fewstep.testing import tiny
 from fewstep_slim_infer import GemFilter, LazyLLM
+from fewstep_slim_infer.cache import NAME
 
 P = 120
 
@@ -13,7 +14,7 @@ def attention_of_the_last_token(model, ids, layer):
     seen = {}
     attention = model.model.layers[layer].self_attn
     hook = attention.register_forward_hook(lambda m, args, kwargs, out: seen.update(kwargs), with_kwargs=True)
-    cache = model(ids, use_cache=True).past_key_values
+    cache = model(ids, use_cache=True)[NAME]
     hook.remove()
     keys = cache.layers[layer].keys[0].repeat_interleave(2, dim=0)
     query = attention.q_proj(seen["hidden_states"])[0, -1].view(4, 16)
@@ -41,7 +42,7 @@ def test_gemfilter_runs_the_model_on_the_chosen_tokens_alone():
     with GemFilter(filter_layer=2, keep=0.5).apply(model):
         out = model.generate(ids, max_new_tokens=8, do_sample=False, eos_token_id=None, return_dict_in_generate=True)
     assert torch.equal(out.sequences[0, P:], wanted)
-    assert out.past_key_values.get_seq_length() == P // 2 + 7
+    assert out[NAME].get_seq_length() == P // 2 + 7
 
 
 def test_peers_at_full_budget_are_the_dense_model():

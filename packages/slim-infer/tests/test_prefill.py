@@ -1,6 +1,7 @@
 import pytest
 import torch
 from fewstep.testing import tiny
+from fewstep_slim_infer.cache import NAME
 from fewstep_slim_infer.flops import prefill_flops
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -52,9 +53,9 @@ def test_equals_dense_with_dropped_keys_masked(family, entry, slim, reference, t
 
 def test_layers_before_the_first_entry_are_dense_bit_for_bit(model, slim):
     ids = tiny.prompt(P)
-    dense = model(ids, use_cache=True).past_key_values
+    dense = model(ids, use_cache=True)[NAME]
     with slim(entry=(3, 5)).apply(model):
-        cache = model(ids, use_cache=True).past_key_values
+        cache = model(ids, use_cache=True)[NAME]
     for layer in range(3):
         assert torch.equal(cache.layers[layer].keys, dense.layers[layer].keys)
         assert torch.equal(cache.layers[layer].values, dense.layers[layer].values)
@@ -63,9 +64,9 @@ def test_layers_before_the_first_entry_are_dense_bit_for_bit(model, slim):
 def test_survivors_keep_their_absolute_positions(model, slim, tokens_of):
     """The first slim layer's hidden states are dense's, so its keys must be dense's at the same positions."""
     ids, entry = tiny.prompt(P), 3
-    dense = model(ids, use_cache=True).past_key_values.layers[entry].keys
+    dense = model(ids, use_cache=True)[NAME].layers[entry].keys
     with slim(entry=(entry,)).apply(model) as applied:
-        keys = model(ids, use_cache=True).past_key_values.layers[entry].keys
+        keys = model(ids, use_cache=True)[NAME].layers[entry].keys
         kept = tokens_of(applied.report.blocks[0][0], 16, P)
     torch.testing.assert_close(keys, dense[:, :, kept], rtol=0, atol=1e-12)
     assert not torch.allclose(keys[:, :, 1:], dense[:, :, : len(kept) - 1], atol=1e-3)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
+from transformers.models.llama.modeling_llama import LlamaAttention
 
 from .arena import Arena
 
+NAME = "cache" if "cache" in inspect.signature(LlamaAttention.forward).parameters else "past_key_values"
+"""What the installed transformers calls a cache in arguments and outputs: ``cache`` from 5.24 on."""
 _FIRST_ROOM = 64
 
 
@@ -24,6 +28,11 @@ class GrowingLayer(DynamicLayer):
         super().__init__()
         self._room = _FIRST_ROOM
         self.arena: Arena | None = None
+
+    def lazy_initialization(self, key_states: Float[Tensor, "r g n d"], value_states: Float[Tensor, "r g n d"]) -> None:
+        """Also note what transformers from 5.24 on no longer does."""
+        super().lazy_initialization(key_states, value_states)
+        self.dtype, self.device = key_states.dtype, key_states.device
 
     def update(
         self, key_states: Float[Tensor, "r g n d"], value_states: Float[Tensor, "r g n d"], *args, **kwargs
@@ -48,7 +57,7 @@ class GrowingLayer(DynamicLayer):
         """Hold exactly these, with room for more."""
         length = keys.shape[2]
         shape = (*keys.shape[:2], length + self._room, keys.shape[3])
-        self._buffers = tuple(torch.empty(shape, dtype=self.dtype, device=self.device) for _ in range(2))
+        self._buffers = tuple(torch.empty(shape, dtype=keys.dtype, device=keys.device) for _ in range(2))
         for buffer, states in zip(self._buffers, (keys, values), strict=True):
             buffer[:, :, :length] = states
         self._show(length)
@@ -73,7 +82,7 @@ class GrowingLayer(DynamicLayer):
     def select_rows(self, rows: Int[Tensor, " r"]) -> None:
         """Keep these rows of the batch, in this order; a row may come several times."""
         if self.is_initialized:
-            rows = rows.to(self.device)
+            rows = rows.to(self.keys.device)
             self.replace(self.keys.index_select(0, rows), self.values.index_select(0, rows))
 
     def reset(self) -> None:

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from .cache import SlimCache, Stage
+from .cache import NAME, SlimCache, Stage
 from .copier import Copier
 from .offload import offload
 from .options import blocks_kept
@@ -47,28 +47,29 @@ class SlimDecoder:
         past_key_values: SlimCache | None = None,
         inputs_embeds: Float[Tensor, "r n d"] | None = None,
         use_cache: bool | None = None,
+        cache: SlimCache | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Like the stock forward; where the prompt was pruned only its last row is returned."""
+        given = past_key_values if cache is None else cache
         if self.paused:
             return self._stock(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 position_ids=position_ids,
-                past_key_values=past_key_values,
                 inputs_embeds=inputs_embeds,
                 use_cache=use_cache,
+                **{NAME: given},
                 **kwargs,
             )
-        if past_key_values is not None and not isinstance(past_key_values, SlimCache):
-            found = type(past_key_values).__name__
-            raise ValueError(f"SlimInfer needs its own SlimCache, not a {found}: leave past_key_values out")
+        if given is not None and not isinstance(given, SlimCache):
+            raise ValueError(f"SlimInfer needs its own SlimCache, not a {type(given).__name__}: leave {NAME} out")
         if attention_mask is not None and attention_mask.dim() != 2:
             raise ValueError(f"SlimInfer takes a 2-D attention mask [rows, tokens], not {attention_mask.dim()}-D")
         if kwargs.get("output_hidden_states") or kwargs.get("output_attentions"):
             raise ValueError("SlimInfer returns no hidden states or attentions: pruned rows have none")
         hidden = self._decoder.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        cache = SlimCache(len(self.layers)) if past_key_values is None else past_key_values
+        cache = SlimCache(len(self.layers)) if given is None else given
         if position_ids is None:
             position_ids = torch.arange(hidden.shape[1], device=hidden.device)[None] + cache.seen
         rope = self._decoder.rotary_emb(hidden, position_ids=position_ids)
@@ -79,7 +80,7 @@ class SlimDecoder:
             hidden = self._read(hidden, rope, attention_mask, cache, kwargs)
         return BaseModelOutputWithPast(
             last_hidden_state=self._decoder.norm(hidden),
-            past_key_values=None if use_cache is False else cache,
+            **{NAME: None if use_cache is False else cache},
         )
 
     def _read(
@@ -206,7 +207,7 @@ class SlimDecoder:
             hidden_states=block.input_layernorm(tokens.hidden),
             position_embeddings=tokens.rope,
             attention_mask=mask,
-            past_key_values=cache,
+            **{NAME: cache},
             tap=tap,
             **kwargs,
         )

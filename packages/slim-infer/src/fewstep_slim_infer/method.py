@@ -14,7 +14,7 @@ from fewstep.errors import UnsupportedModelError
 from fewstep.method import Applied, Method
 from transformers import DynamicCache, PreTrainedModel
 
-from .cache import Report, SlimCache
+from .cache import NAME, Report, SlimCache
 from .copier import copier_for
 from .decoder import SlimDecoder
 from .options import Keep, Revive, Score, spread
@@ -240,10 +240,10 @@ def _prepare_cache(slim: SlimDecoder, stock: Any, generation_config: Any, model_
         raise ValueError(
             f"cache_implementation={generation_config.cache_implementation!r}: SlimInfer has its own cache"
         )
-    given = model_kwargs.get("past_key_values")
+    given = model_kwargs.get(NAME)
     result = stock(generation_config, model_kwargs, *args, **kwargs)
-    if given is None and isinstance(model_kwargs.get("past_key_values"), DynamicCache):
-        model_kwargs["past_key_values"] = SlimCache(len(slim.layers))
+    if given is None and isinstance(model_kwargs.get(NAME), DynamicCache):
+        model_kwargs[NAME] = SlimCache(len(slim.layers))
     return result
 
 

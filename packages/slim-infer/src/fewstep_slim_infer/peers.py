@@ -12,6 +12,7 @@ from fewstep.method import Applied, Method
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from .cache import NAME
 from .method import SlimApplied, SlimInfer, check_model, install
 from .options import Keep, blocks_kept
 from .presets import preset_for
@@ -108,17 +109,19 @@ class GemDecoder:
         position_ids: Tensor | None = None,
         past_key_values: Any = None,
         inputs_embeds: Tensor | None = None,
+        cache: Any = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Filter a prompt; continue the renumbered sequence for later tokens."""
+        given = past_key_values if cache is None else cache
         hidden = self._decoder.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+        seen = given.get_seq_length() if given is not None else 0
         if not seen:
             if attention_mask is not None and not attention_mask.all():
                 raise ValueError("gemfilter takes prompts of one length: run padded rows one by one")
             hidden = self._filter(hidden)
         positions = torch.arange(seen, seen + hidden.shape[1], device=hidden.device)[None]
-        return self._stock(inputs_embeds=hidden, position_ids=positions, past_key_values=past_key_values, **kwargs)
+        return self._stock(inputs_embeds=hidden, position_ids=positions, **{NAME: given}, **kwargs)
 
     def _filter(self, embedded: Tensor) -> Tensor:
         tokens = embedded.shape[1]

@@ -16,7 +16,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
 from . import texts
-from .cache import GrowingLayer, SlimCache
+from .cache import NAME, GrowingLayer, SlimCache
 from .flops import prefill_flops
 
 NAMES = ("Maria", "Peter", "Anna", "James", "Laura", "David", "Helen", "Simon", "Clara", "Oscar", "Julia", "Henry")
@@ -163,7 +163,7 @@ def prefill(model: Any, ids: Int[Tensor, "1 n"]) -> tuple[Float[Tensor, "1 v"], 
     logits = out.logits[:, -1].clone()
     if logits.is_cuda:
         torch.cuda.synchronize()
-    return logits, growing(out.past_key_values), time.perf_counter() - start
+    return logits, growing(out[NAME]), time.perf_counter() - start
 
 
 def growing(cache: Cache) -> Cache:
@@ -185,7 +185,7 @@ def decode_known(model: Any, ids: Int[Tensor, "1 n"], cache: Cache) -> tuple[lis
     start = time.perf_counter()
     for i in range(ids.shape[1] - 1):
         token = ids[:, i : i + 1]
-        steps.append(model(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1])
+        steps.append(model(input_ids=token, **{NAME: cache}, use_cache=True, logits_to_keep=1).logits[:, -1])
     if steps and steps[-1].is_cuda:
         torch.cuda.synchronize()
     return steps, time.perf_counter() - start
@@ -196,7 +196,7 @@ def greedy(model: Any, logits: Float[Tensor, "1 v"], cache: Cache, tokens: int) 
     said = [int(logits.argmax())]
     while len(said) < tokens:
         step = torch.tensor([[said[-1]]], device=logits.device)
-        logits = model(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+        logits = model(input_ids=step, **{NAME: cache}, use_cache=True, logits_to_keep=1).logits[:, -1]
         said.append(int(logits.argmax()))
     return said
 

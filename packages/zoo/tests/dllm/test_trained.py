@@ -40,14 +40,15 @@ def ngrams():
     return quality.fitted()
 
 
-@pytest.mark.parametrize(("kind", "bound", "few", "many"), [("english", 3.4, 2.6, 3.4), ("source", 3.3, 2.5, 3.3)])
+@pytest.mark.parametrize(("kind", "bound", "few", "many"), [("english", 3.0, 1.7, 2.8), ("source", 3.0, 1.7, 2.8)])
 def test_it_is_worth_what_the_readme_says_on_text_it_never_saw(tiny, ngrams, kind, bound, few, many):
     """And better than a 5-gram model that sees the same bytes to the left."""
     tokens = quality.pieces(kind, 256, 24)
     found = quality.of_model(tiny.model, tokens, draws=1)
     assert found["bound"] < bound and found["masked 15%"] < few and found["masked 50%"] < many
     assert found["masked 5%"] < found["masked 15%"] < found["masked 30%"] < found["masked 50%"]
-    assert found["masked 50%"] < 0.95 * quality.of_ngrams(ngrams, tokens, draws=1)["masked 50%"]
+    theirs = quality.of_ngrams(ngrams, tokens, draws=1)
+    assert all(found[rate] < 0.8 * theirs[rate] for rate in ("masked 5%", "masked 15%", "masked 50%"))
 
 
 def test_two_steps_give_a_folder_that_loads(tmp_path: Path):

@@ -22,13 +22,13 @@ from .diffusion import MaskedDiffusion, tokens_to_logits
 class Tiny(Recipe):
     """Masked diffusion (LLaDA, arXiv 2502.09992) on bytes of English and of sources."""
 
-    steps: int = 1000
+    steps: int = 3000
     batch: int = 4
     clip: float = 1.0
     ema: float = 0.99
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     save_every: int = free(100)
-    student: Muon = Muon(lr=2e-2, betas=(0.9, 0.95), weight_decay=0.01, warmup=50, schedule="cosine")
+    student: Muon = Muon(lr=1e-2, betas=(0.9, 0.95), weight_decay=0.01, warmup=50, schedule="cosine")
     """Optimiser."""
     lengths: tuple[int, ...] = (64, 64, 128, 128, 256, 512)
     """Of pieces; each batch has one of them, drawn evenly, and as many tokens as `batch` of the longest."""
