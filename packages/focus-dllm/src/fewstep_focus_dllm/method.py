@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,9 +31,9 @@ class DecodingMethod(Method):
     cached: ClassVar[bool] = True
     """False where every step computes everything, so that a few steps tell what all of them take."""
 
+    @abstractmethod
     def decoder(self, model: Any, state: State) -> Decoder:
         """The decoder of one call."""
-        raise NotImplementedError
 
     def apply(self, model: Any) -> Applied:
         """Let ``model.generate`` decode by diffusion, as `fewstep_focus_dllm.generate` does; same arguments."""
