@@ -13,7 +13,7 @@ from torch import Tensor
 from fewstep.kernels.attention import CPU_FLASH, check_places
 
 DENSE_FROM = 0.4
-"""Share of the tokens from which attention to all of them under a mask should be faster than a copy; from the cost of both parts, not from timing the mask."""
+"""Share of the tokens from which all are read under a mask: an estimate from a copy's cost, the mask is not timed."""
 
 
 def gathered_attention(
