@@ -33,7 +33,7 @@ def block_sparse_attention(
         o_i = softmax_j(scale <q_i, k_j>) v_j      j with  j // key_block  in  blocks[i // query_block]
 
     Work is proportional to the listed blocks; if all are listed this is dense attention. On a CPU it is faster than
-    dense attention up to some two thirds of the blocks. Gradients are those of the specification, which holds all
+    dense attention up to some three quarters of the blocks. Gradients are those of the specification, which holds all
     scores at once.
 
     Args:
