@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from fewstep import BadFileError, UnknownNameError, load
-from fewstep.testing import tiny
+from fewstep.testing import moe, tiny
 from safetensors.torch import load_file, save_file
 
 WEIGHTS = "model.safetensors"
@@ -46,6 +46,35 @@ def test_a_folder_gives_the_saved_model_and_its_tokenizer(saved: Path):
     assert loaded.processor("few steps").input_ids == [3, 4]
     assert loaded.name == str(saved) and loaded.weights == "pretrained"
     assert not loaded.model.training and loaded.model.dtype == torch.float32
+
+
+def test_a_model_with_pictures_brings_its_processor_without_torchvision(tmp_path: Path):
+    from fewstep.loaders import without_video
+    from PIL import Image
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast, Qwen3VLProcessor
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    special = ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]
+    ids = {"<unk>": 0, "<pad>": 1, special[0]: moe.IMAGE, special[2]: moe.START, special[3]: moe.END, special[1]: 93}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(ids, unk_token="<unk>")),
+        unk_token="<unk>",
+        pad_token="<pad>",
+        additional_special_tokens=special,
+    )
+    size = {"shortest_edge": moe.SIDE**2, "longest_edge": moe.SIDE**2}
+    pictures = Qwen2VLImageProcessorPil(patch_size=moe.PATCH, temporal_patch_size=1, merge_size=2, size=size)
+    without_video(Qwen3VLProcessor)(image_processor=pictures, tokenizer=tokenizer).save_pretrained(tmp_path)
+    moe.model().save_pretrained(tmp_path)
+
+    loaded = load(str(tmp_path))
+    assert isinstance(loaded.processor, Qwen3VLProcessor)
+    asked = "".join([special[2], special[0], special[3]])
+    found = loaded.processor(images=[Image.new("L", (48, 48))], text=[asked], return_tensors="pt")
+    assert found["mm_token_type_ids"].sum() == (found["input_ids"] == moe.IMAGE).sum() == 16
+    with torch.no_grad():
+        assert loaded.model(**found).logits.isfinite().all()
 
 
 def test_dtype_is_chosen_by_name(saved: Path):
@@ -151,3 +180,18 @@ def test_a_hub_id_offline_is_one_sentence():
 def edit(folder: Path, **fields: object) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **fields}))
+
+
+def test_a_single_network_of_diffusers_loads_from_its_folder(tmp_path):
+    vae = tiny.wan_pipeline().vae
+    vae.save_pretrained(tmp_path / "vae")
+    loaded = load(str(tmp_path / "vae"))
+    assert type(loaded.model) is type(vae) and not loaded.model.training and loaded.processor is None
+    state = vae.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in loaded.model.state_dict().items())
+    (tmp_path / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"broken")
+    with pytest.raises(BadFileError, match="damaged|cannot be loaded"):
+        load(str(tmp_path / "vae"))
+    (tmp_path / "vae" / "config.json").write_text('{"_class_name": "NoSuchVAE"}')
+    with pytest.raises(BadFileError, match="NoSuchVAE"):
+        load(str(tmp_path / "vae"))

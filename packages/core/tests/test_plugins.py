@@ -142,3 +142,34 @@ def test_a_saved_method_is_found_by_its_name_alone(tmp_path: Path):
     assert python(save, tmp_path) == ""
     assert python(load, tmp_path) == "Toy(layers=(3, 5))"
     assert "no method is called 'toy-one'" in python(load)
+
+
+def test_a_plug_in_may_have_hooks_of_its_own_whatever_the_order(tmp_path):
+    spec = """
+import pluggy
+from fewstep.cards import hookimpl
+
+class hookspecs:
+    @pluggy.HookspecMarker("fewstep")
+    def fewstep_rewards():
+        "Rewards by name."
+
+@hookimpl
+def fewstep_rewards():
+    return {"own": "zz.method:Toy"}
+"""
+    other = """
+from fewstep.cards import hookimpl
+
+@hookimpl
+def fewstep_rewards():
+    return {"other": "aa.method:Toy"}
+"""
+    install(tmp_path, "zz", spec)
+    install(tmp_path, "aa", other)  # comes first by name
+    code = """
+from fewstep import plugins
+found = plugins.installed()
+print(sorted(name for one in found.manager.hook.fewstep_rewards() for name in one), found.broken)
+"""
+    assert python(code, tmp_path, only="aa,zz") == "['other', 'own'] []"

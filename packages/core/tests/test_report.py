@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from fewstep import FewstepError
-from fewstep.bench import Row
+from fewstep.bench import Row, shares
 from fewstep.bench.figures import front, points, save_figures
 from fewstep.bench.readme import check_readme, readme_table, update_readme
 from fewstep.bench.report import markdown, write_report
@@ -298,15 +298,20 @@ def test_an_output_that_cannot_be_written_is_an_oserror(source, tmp_path):
 def test_the_readme_table_has_each_method_once_with_its_cost():
     mechanics = [row("slim-infer", "ttft_speedup", 9.0, "x", weights="random", run="r9")]
     other = [row("sgmd", "total_speedup", 7.9, "x", task="digits"), row("sgmd", "kl", 0.03, task="digits")]
-    needle = "needle length=8192 | 2.00x [1.90, 2.10] | accuracy 0.9 (dense 0.94)"
+    needle = "needle length=8192 | 1.50x [1.42, 1.59] | accuracy 0.93 (dense 0.94)"
     assert readme_table(one_run() + mechanics + other).splitlines() == [
         "| method | model | task | speed-up | quality | KV memory |",
         "| --- | --- | --- | ---: | ---: | ---: |",
         "| sgmd | tiny-llm | digits length=8192 | 7.90x (total speed-up) | KL to dense 0.03 | – |",
-        f"| slim-infer keep=0.25 | tiny-llm | {needle} | 0.25x |",
+        f"| slim-infer keep=0.5 | tiny-llm | {needle} | 0.50x |",
     ]
     assert "KV memory" not in readme_table(other)
     assert "9.00x | random weights: mechanics only |" in readme_table(mechanics)
+
+
+def test_the_readme_table_leaves_kernels_out():
+    kernel = row("quick", "attention_speedup", 9.0, "x", task="unit-score", weights="random")
+    assert "quick" not in readme_table([*one_run(), kernel])
 
 
 def test_the_readme_is_checked_and_updated_between_its_markers(source, tmp_path):
@@ -320,3 +325,25 @@ def test_the_readme_is_checked_and_updated_between_its_markers(source, tmp_path)
     readme.write_text("# no markers\n", encoding="utf-8")
     with pytest.raises(FewstepError, match="rows:begin"):
         update_readme(readme, source)
+
+
+def test_methods_that_skip_are_drawn_against_the_share_that_they_skip(tmp_path: Path):
+    pytest.importorskip("matplotlib")
+    rows = [row("dense", "accuracy", 0.94), row("dense", "skipped_share", 0.0)]
+    for method, losses in (("modes", (0.0, 0.01)), ("reduce-k", (0.02, 0.3))):
+        for target, loss in zip((0.5, 0.75), losses, strict=True):
+            rows += [
+                row(method, "accuracy", 0.94 - loss, config={"target": target}, spread=(0.9 - loss, 0.95 - loss)),
+                row(method, "skipped_share", target, config={"target": target}),
+                row(method, "kl", 0.01 + loss, config={"target": target}),
+            ]
+    (comparison,) = compare(rows)
+    assert {name: [(x, y) for x, y, _ in line] for name, line in shares.lines(comparison, "accuracy").items()} == {
+        "modes": [(0.5, 0.94), (0.75, pytest.approx(0.93))],
+        "reduce-k": [(0.5, pytest.approx(0.92)), (0.75, pytest.approx(0.64))],
+    }
+    append(rows, tmp_path / "results" / "needle.jsonl")
+    write_report(tmp_path / "results", tmp_path / "page.html", figures=tmp_path / "figures")
+    assert "skipped" in (tmp_path / "page.html").read_text() and "reduce-k" in (tmp_path / "page.html").read_text()
+    assert (tmp_path / "figures" / "needle-tiny-llm-skipped.svg").is_file()
+    assert shares.draw(compare(one_run())[0]) is None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from . import plugins
+from . import dllm, plugins
 from .errors import BadFileError, UnknownNameError
 
 Weights = Literal["trained", "pretrained", "random"]
@@ -53,7 +53,7 @@ def load(name: str, *, dtype: str = "float32", device: str = "cpu") -> Loaded:
 
 
 def from_folder(folder: Path, *, name: str, dtype: str, device: str, weights: Weights = "pretrained") -> Loaded:
-    """Load an ordinary transformers or diffusers folder (safetensors only)."""
+    """Load an ordinary transformers or diffusers folder, or one of a masked diffusion LM; safetensors only."""
     import torch
     from safetensors import SafetensorError
 
@@ -63,6 +63,8 @@ def from_folder(folder: Path, *, name: str, dtype: str, device: str, weights: We
     try:
         if (folder / "model_index.json").exists():
             return _pipeline(folder, name, torch_dtype, device, weights)
+        if part := _diffusers_class(folder):
+            return _part(folder, part, name, torch_dtype, device, weights)
         return _transformer(folder, name, torch_dtype, device, weights)
     except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise BadFileError(f"the model in {folder} is damaged ({error}); download or save it again") from error
@@ -75,6 +77,9 @@ def _transformer(folder: Path, name: str, dtype: Any, device: str, weights: Weig
 
     if not (folder / "config.json").exists():
         raise BadFileError(f"{folder} is not a model folder: it has neither config.json nor model_index.json")
+    if _model_type(folder) in dllm.FAMILIES:  # before AutoConfig, which would ask to run the folder's code
+        model, processor = dllm.read(folder, dtype=dtype, device=device)
+        return Loaded(model=model, name=name, processor=processor, weights=weights)
     config = transformers.AutoConfig.from_pretrained(folder)
     architecture = (config.architectures or [""])[0]
     cls = getattr(transformers, architecture, None)
@@ -85,9 +90,68 @@ def _transformer(folder: Path, name: str, dtype: Any, device: str, weights: Weig
     )
     if missing := sorted(info["missing_keys"]):
         raise BadFileError(f"{folder} lacks {len(missing)} weights of {architecture}, for example {missing[0]}")
-    auto = transformers.AutoTokenizer if architecture.endswith("ForCausalLM") else transformers.AutoProcessor
-    processor = auto.from_pretrained(folder, local_files_only=True) if _has_processor(folder) else None
+    text_only = architecture.endswith("ForCausalLM")
+    processor = _processor(folder, text_only) if _has_processor(folder) else None
     return Loaded(model=model.to(device).eval(), name=name, processor=processor, weights=weights)
+
+
+def _processor(folder: Path, text_only: bool) -> Any:
+    import transformers
+    from transformers.utils import is_torchvision_available
+
+    if text_only:
+        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    settings = folder / "processor_config.json"
+    if settings.exists() and not is_torchvision_available():
+        named = json.loads(settings.read_text(encoding="utf-8")).get("processor_class", "")
+        cls = getattr(transformers, named, None)
+        if cls is not None and "video_processor" in cls.get_attributes():
+            return without_video(cls).from_pretrained(folder, local_files_only=True)
+    return transformers.AutoProcessor.from_pretrained(folder, local_files_only=True)
+
+
+def without_video(cls: type) -> Any:
+    """`cls`, a transformers processor class, without its video part: that part alone needs torchvision.
+
+    Instances are made from an image processor and a tokenizer, and save folders that the full class reads too.
+    """
+    parts = [part for part in cls.get_attributes() if "video" not in part]  # type: ignore[attr-defined]
+    return type(cls.__name__, (cls,), {"get_attributes": classmethod(lambda _: parts), "__module__": cls.__module__})
+
+
+def _model_type(folder: Path) -> str:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return str(config.get("model_type")) if isinstance(config, dict) else ""
+
+
+def _diffusers_class(folder: Path) -> str:
+    """The class of a single network that diffusers saved (a VAE, a transformer); empty for other folders."""
+    path = folder / "config.json"
+    if not path.exists():
+        return ""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    return str(config.get("_class_name", "")) if isinstance(config, dict) else ""
+
+
+def _part(folder: Path, part: str, name: str, dtype: Any, device: str, weights: Weights) -> Loaded:
+    import diffusers
+
+    cls = getattr(diffusers, part, None)
+    if cls is None or not hasattr(cls, "from_pretrained"):
+        raise BadFileError(f"{folder} asks for {part}, which diffusers does not have")
+    if os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS"):
+        diffusers.utils.logging.disable_progress_bar()
+    model, info = cls.from_pretrained(
+        folder,
+        torch_dtype=dtype,
+        use_safetensors=True,
+        output_loading_info=True,
+        local_files_only=True,
+        low_cpu_mem_usage=False,
+    )
+    if missing := sorted(info["missing_keys"]):
+        raise BadFileError(f"{folder} lacks {len(missing)} weights of {part}, for example {missing[0]}")
+    return Loaded(model=model.to(device).eval(), name=name, weights=weights)
 
 
 def _has_processor(folder: Path) -> bool:

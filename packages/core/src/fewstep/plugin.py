@@ -7,6 +7,12 @@ from .cards import Card, hookimpl
 def fewstep_kernels():
     return [
         Card(
+            name="expert-mlp",
+            summary="experts of a mixture on just the pairs of token and expert that are kept",
+            target="fewstep.kernels.expert_mlp:KERNEL",
+            paper="2511.15690",
+        ),
+        Card(
             name="block-means",
             summary="mean key of each run of tokens",
             target="fewstep.kernels.block_means:KERNEL",
@@ -27,6 +33,22 @@ def fewstep_kernels():
             summary="attention of a few query rows to selected keys, without expanding grouped heads",
             target="fewstep.kernels.gathered_attention:KERNEL",
             paper="2602.02159",
+        ),
+        Card(
+            name="causal-depthwise",
+            summary="causal 3x3x3 convolution of each channel by itself, with history",
+            target="fewstep.kernels.causal_depthwise:KERNEL",
+            paper="2602.19161",
+        ),
+        Card(
+            name="rms-silu",
+            summary="RMS normalisation over channels and SiLU in one pass",
+            target="fewstep.kernels.rms_silu:KERNEL",
+        ),
+        Card(
+            name="upsample-conv",
+            summary="nearest-neighbour upsampling and a 3x3 convolution as four 2x2 ones of the small image",
+            target="fewstep.kernels.upsample_conv:KERNEL",
         ),
         Card(
             name="match-loss",

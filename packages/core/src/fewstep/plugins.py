@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
 
 import pluggy
 
@@ -75,6 +76,7 @@ def installed() -> Plugins:
     if unknown := (wanted or set()) - {entry.name for entry in entries}:
         known = ", ".join(dict.fromkeys(entry.name for entry in entries))
         raise FewstepError(f"FEWSTEP_PLUGINS names {', '.join(sorted(unknown))}; installed plug-ins: {known}")
+    loaded: dict[str, tuple[ModuleType, str]] = {}
     for entry in entries:
         if wanted is not None and entry.name not in wanted:
             continue
@@ -83,22 +85,34 @@ def installed() -> Plugins:
             raise FewstepError(
                 f"{seen[entry.name]} and {origin} both register a plug-in named {entry.name!r}; uninstall one of them"
             )
-        _register(plugins, entry, origin)
+        if entry.name not in loaded and (module := _load(plugins, entry, origin)):
+            loaded[entry.name] = module, origin
+    for name, (module, origin) in loaded.items():  # when all specifications are known, in whatever order they came
+        _register(plugins, module, name, origin)
     return plugins
 
 
-def _register(plugins: Plugins, entry: EntryPoint, origin: str) -> None:
-    if plugins.manager.has_plugin(entry.name):  # the same distribution seen twice on sys.path
-        return
+def _load(plugins: Plugins, entry: EntryPoint, origin: str) -> ModuleType | None:
+    """Import a plug-in, and take over the hook specifications that it has as ``hookspecs``."""
     try:
         module = entry.load()
-        plugins.manager.register(module, entry.name)
-        plugins.distributions[entry.name] = origin
-        plugins.manager.check_pending()  # a misspelt hook fails here
+        if own := getattr(module, "hookspecs", None):
+            plugins.manager.add_hookspecs(own)
+        return module
     except Exception as error:  # a broken plug-in is reported by name, the others work
-        if plugins.manager.has_plugin(entry.name):
-            plugins.manager.unregister(name=entry.name)
         plugins.broken.append(Broken(entry.name, origin, f"{type(error).__name__}: {error}"))
+        return None
+
+
+def _register(plugins: Plugins, module: ModuleType, name: str, origin: str) -> None:
+    try:
+        plugins.manager.register(module, name)
+        plugins.distributions[name] = origin
+        plugins.manager.check_pending()  # a misspelt hook fails here
+    except Exception as error:
+        if plugins.manager.has_plugin(name):
+            plugins.manager.unregister(name=name)
+        plugins.broken.append(Broken(name, origin, f"{type(error).__name__}: {error}"))
 
 
 def methods() -> dict[str, Card]:

@@ -1,4 +1,4 @@
-"""Write frames as a video that a person can look at: MP4 or GIF. Needs ``fewstep-core[video]``."""
+"""Read videos, and write frames as one that a person can look at: MP4 or GIF. Needs ``fewstep-core[video]``."""
 
 from __future__ import annotations
 
@@ -7,13 +7,44 @@ import os
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from .errors import FewstepError
+from .errors import BadFileError, FewstepError
 
 NEEDED = {".mp4": ("imageio", "av"), ".gif": ("imageio", "PIL")}
 """Packages that write each kind of file."""
+
+
+def read(path: Path, *, most: int | None = None, every: int = 1) -> UInt8[Tensor, "f 3 h w"]:
+    """Read the frames of a video file, or of an animated image that PyAV can decode.
+
+    Args:
+        path: MP4, AVI, WebM, GIF, ...
+        most: frames to read; None reads all.
+        every: keep every so many frames.
+
+    Raises:
+        FewstepError: PyAV is not installed.
+        BadFileError: there is no such file, it is no video, it is damaged, or it has no frames.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise FewstepError("reading videos needs av; install with: pip install 'fewstep-core[video]'") from error
+    found: list[Tensor] = []
+    try:
+        with av.open(str(path)) as container:
+            for number, frame in enumerate(container.decode(video=0)):
+                if most is not None and len(found) == most:
+                    break
+                if number % every == 0:
+                    found.append(torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1))
+    except (av.FFmpegError, OSError, IndexError) as error:  # IndexError: a file without a video stream
+        raise BadFileError(f"{path} cannot be read as a video: {str(error) or type(error).__name__}") from error
+    if not found:
+        raise BadFileError(f"{path} has no frames")
+    return torch.stack(found)
 
 
 def check_writable(path: Path) -> None:

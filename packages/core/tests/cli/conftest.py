@@ -69,6 +69,10 @@ class Skip(Method):
     def identity(self):
         return Skip(keep=1.0)
 
+    @classmethod
+    def describe(cls, config, folder):
+        return [("layers of " + folder.name, str(config["layers"]))]
+
 @dataclass(frozen=True, kw_only=True)
 class Liar(Skip):
     """Its identity setting is none."""

@@ -65,3 +65,19 @@ def test_a_checkpoint_has_the_same_names_before_and_after_a_step(networks):
     assert after["blocks.0.ffn.net.2.weight/momentum_buffer"].abs().max() > 0
     assert {"proj_out.weight/exp_avg", "proj_out.weight/exp_avg_sq", "proj_out.weight/step"} <= before
     assert not any(name.startswith("blocks.0.ffn.net.2.weight/exp") for name in before)
+
+
+def test_kernels_of_repeated_layers_move_like_their_matrix():
+    kernels, flat = (torch.nn.ModuleList([torch.nn.Conv2d(3, 4, 3)]), torch.nn.ModuleList([torch.nn.Linear(27, 4)]))
+    with torch.no_grad():
+        flat[0].weight.copy_(kernels[0].weight.flatten(1))
+    gradient = torch.randn(4, 27, generator=torch.Generator().manual_seed(0))
+    settings = Muon(lr=RATE, weight_decay=0.0)
+    made = [settings.make(Role(network)) for network in (kernels, flat)]
+    for _ in range(2):
+        kernels[0].weight.grad, flat[0].weight.grad = gradient.view(4, 3, 3, 3).clone(), gradient.clone()
+        for optimiser in made:
+            optimiser.step()
+    assert torch.equal(kernels[0].weight.flatten(1), flat[0].weight)
+    states = [optimiser_state(optimiser, Role(n)) for optimiser, n in zip(made, (kernels, flat), strict=True)]
+    assert torch.equal(*(state["0.weight/momentum_buffer"] for state in states))

@@ -2,6 +2,9 @@
 
 from fewstep.cards import Card, hookimpl
 
+_SKIPPING = ("modes", "dmt", "gmlg", "single", "reduce-k", "naee", "mc-moe", "reap")
+"""Methods that were fitted to ``digits-qwen3-vl-moe``."""
+
 
 @hookimpl
 def fewstep_loaders():
@@ -26,6 +29,39 @@ def fewstep_loaders():
             target="fewstep_zoo.digits.load:judge",
             models=("DigitsJudge",),
         ),
+        Card(
+            name="tiny-llada",
+            summary="a byte-level masked diffusion LM in the LLaDA format, trained on Python's own texts",
+            target="fewstep_zoo.dllm.load:tiny",
+            paper="2502.09992",
+            models=("LlamaForCausalLM",),
+        ),
+        Card(
+            name="wired-recall",
+            summary="a masked diffusion LM wired by hand to look up keys: right or wrong is known at any length",
+            target="fewstep_zoo.dllm.recall:load",
+            models=("LlamaForCausalLM",),
+        ),
+        Card(
+            name="llada-small-random",
+            summary="a LLaDA of 8 layers with random weights, 65536 positions: for timing and nothing else",
+            target="fewstep_zoo.dllm.load:small_random",
+            models=("LlamaForCausalLM",),
+        ),
+        Card(
+            name="digits-qwen3-vl-moe",
+            summary="a Qwen3-VL mixture of experts that answers questions about canvases of digits, 0.7 M parameters",
+            target="fewstep_zoo.vlm.load:answerer",
+            models=("Qwen3VLMoeForConditionalGeneration",),
+            saved={name: f"fewstep_zoo:weights/digits-qwen3-vl-moe-{name}" for name in _SKIPPING},
+        ),
+        Card(
+            name="clips-wan-vae",
+            summary="a Wan video VAE of small width, 1.4 M parameters, trained on real clips",
+            target="fewstep_zoo.clips.load:vae",
+            models=("AutoencoderKLWan",),
+            saved={"flash-vaed": "fewstep_zoo:weights/clips-wan-vae-flash"},
+        ),
     ]
 
 
@@ -41,6 +77,11 @@ def fewstep_tasks():
             name="time-to-quality",
             summary="train recipes on moving digits: seconds until the baseline's best Frechet distance",
             target="fewstep_zoo.digits.task:TimeToQuality",
+        ),
+        Card(
+            name="digit-qa",
+            summary="questions about canvases of digits: accuracy by kind of question, and distance to the dense model",
+            target="fewstep_zoo.vlm.task:DigitQA",
         ),
     ]
 
@@ -58,5 +99,22 @@ def fewstep_recipes():
             name="digits-judge",
             summary="train the classifier of moving digits from scratch",
             target="fewstep_zoo.digits.recipes:Judge",
+        ),
+        Card(
+            name="tiny-llada",
+            summary="train tiny-llada from scratch by masked diffusion on the bytes of Python's own texts",
+            target="fewstep_zoo.dllm.recipes:Tiny",
+            paper="2502.09992",
+        ),
+        Card(
+            name="digits-qwen3-vl-moe",
+            summary="train digits-qwen3-vl-moe from scratch on questions about canvases of digits",
+            target="fewstep_zoo.vlm.recipe:Answerer",
+            paper="2511.21631",
+        ),
+        Card(
+            name="clips-wan-vae",
+            summary="train clips-wan-vae from scratch on real clips and animations",
+            target="fewstep_zoo.clips.recipes:VAE",
         ),
     ]

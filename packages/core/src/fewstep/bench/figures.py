@@ -209,8 +209,11 @@ def _overlap(one: Box, other: Box) -> float:
 def inline_svg(comparison: Comparison, prefix: str) -> str:
     """The figure as an ``<svg>`` element for a page, its ids starting with `prefix`; empty if there are no points."""
     figure = draw([comparison], titled=False)  # the page has a heading
-    if figure is None:
-        return ""
+    return embedded(figure, prefix) if figure else ""
+
+
+def embedded(figure: Figure, prefix: str) -> str:
+    """A figure as an ``<svg>`` element for a page, its ids starting with `prefix`."""
     text = _svg(figure)
     text = text[text.index("<svg") :].replace(INK, "currentColor")  # follows the light or dark scheme of the page
     return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", text)
@@ -241,10 +244,15 @@ def save_figures(comparisons: Sequence[Comparison], folder: Path) -> list[Path]:
     for names, group in groups.items():
         figure = draw([max(group, key=lambda comparison: len(points(comparison)))])
         if figure is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            stem = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(names)).strip("-")
-            png, svg = folder / f"{stem}.png", folder / f"{stem}.svg"
-            figure.savefig(png, dpi=144, facecolor="white", metadata={"Software": None}, pil_kwargs={"optimize": True})
-            svg.write_text(_svg(figure), encoding="utf-8")
-            paths += [png, svg]
+            paths += save(figure, folder, *names)
     return paths
+
+
+def save(figure: Figure, folder: Path, *names: str) -> list[Path]:
+    """Write a figure as PNG and SVG, in a file named by `names`; returns the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(names)).strip("-")
+    png, svg = folder / f"{stem}.png", folder / f"{stem}.svg"
+    figure.savefig(png, dpi=144, facecolor="white", metadata={"Software": None}, pil_kwargs={"optimize": True})
+    svg.write_text(_svg(figure), encoding="utf-8")
+    return [png, svg]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from .. import plugins
 from ..errors import BadFileError
 from .rows import DENSE, Row
 from .tables import (
+    QUALITY,
     RANDOM_MARK,
     SPEEDUP,
     TELLING,
@@ -26,18 +29,23 @@ from .tables import (
 
 BEGIN, END = "<!-- rows:begin -->", "<!-- rows:end -->"
 _NO_SPEEDUP = float("-inf")
+_ASIDE = re.compile(r"\((static )?peer\)|\(ablation\)$|: the baseline$")
 
 
 def readme_table(rows: Sequence[Row]) -> str:
     """One line per method, model and task: where its default settings gain most, with what that costs in quality.
 
-    Other settings, and rows on random weights, are used only where there are no better ones.
+    Other settings, the best in quality first, and rows on random weights are used only where there are no better ones.
+    Peers and ablations, which the summaries of their cards call so, are left to the READMEs of their packages; so are
+    kernels, whose rows are no method's.
     """
+    aside = {name for name, card in {**plugins.methods(), **plugins.recipes()}.items() if _ASIDE.search(card.summary)}
+    aside |= {row.method for row in rows if row.task in plugins.kernels()}
     best: dict[tuple[str, str, str], tuple[Comparison, Arm]] = {}
     for comparison in compare(rows):
         for arm in comparison.arms:
             key = (arm.method, comparison.model, comparison.task)
-            if arm.method != DENSE and (key not in best or _rank(comparison, arm) > _rank(*best[key])):
+            if arm.method not in (DENSE, *aside) and (key not in best or _rank(comparison, arm) > _rank(*best[key])):
                 best[key] = (comparison, arm)
     lines = [line for key in sorted(best) if set((line := _line(*best[key]))[3:5]) != {"–"}]
     header = ["method", "model", "task", "speed-up", "quality", "KV memory"]
@@ -46,11 +54,13 @@ def readme_table(rows: Sequence[Row]) -> str:
     return table(header, lines, words=3)
 
 
-def _rank(comparison: Comparison, arm: Arm) -> tuple[bool, bool, bool, float]:
-    metric = speed_metric(comparison) or ""
+def _rank(comparison: Comparison, arm: Arm) -> tuple[bool, bool, bool, float, float]:
+    metric, quality = speed_metric(comparison) or "", quality_metric(comparison)
     default, ratio = not any(row.config for row in arm.rows.values()), arm.rows.get(metric)
     telling = metric.removesuffix(SPEEDUP) in TELLING
-    return not comparison.random, default, telling, ratio.value if ratio else _NO_SPEEDUP
+    found = arm.rows.get(quality) if quality and not default else None
+    worth = (found.value if QUALITY[quality] else -found.value) if found and quality else 0.0
+    return not comparison.random, default, telling, worth, ratio.value if ratio else _NO_SPEEDUP
 
 
 def _line(comparison: Comparison, arm: Arm) -> list[str]:

@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 import statistics
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -77,13 +77,16 @@ def origin(settings: Settings, run: str, weights: str, device: torch.device, dty
 def config(method: Method, model: str = "") -> dict[str, Any]:
     """The fields of `method` that differ from what a user of `model` gets without saying anything, as JSON has them.
 
-    Weights are named by the folder that they were saved in. Fields that do not count for equality are left out.
+    Weights are named by the folder that they were saved in. Fields that do not count for equality, or whose metadata
+    holds ``"row": False`` (long tables), are left out.
     """
     cls = type(method)
     usual = cls.from_pretrained(model) if hub.shipped(model, method.name) else None
     found = {}
     for field in dataclasses.fields(method):  # type: ignore[arg-type]  # every method is a dataclass
         weights = field.metadata.get("safetensors", False)
+        if not field.metadata.get("row", True):
+            continue
         value = getattr(method, field.name)
         if (field.compare or weights) and value != (getattr(usual, field.name) if usual else _default(field)):
             found[field.name] = _folder(value) if weights and value else plain(value)
@@ -114,8 +117,9 @@ def make_rows(
     arms: Mapping[str, Named],
     found: Mapping[str, Sequence[Measured]],
     baseline: str,
-    red: Container[str] = (),
+    red: Collection[str] = (),
     against: Mapping[str, str] | None = None,
+    beside: Mapping[str, Sequence[str]] | None = None,
 ) -> list[Row]:
     """The rows of all arms, the baseline first.
 
@@ -126,8 +130,9 @@ def make_rows(
         baseline: what the ratios are against, in words.
         red: labels of the arms whose gate is red: they get no ratios.
         against: by metric, the label of another arm that its ratios are against.
+        beside: by metric, labels of further arms that it is compared with, where they were measured.
     """
-    against = against or {}
+    against, beside = against or {}, beside or {}
     rows = []
     for label, runs in found.items():
         arm = arms.get(label, Named(DENSE, {}))
@@ -139,6 +144,13 @@ def make_rows(
             if ratios:
                 base = {"baseline": baseline if other == DENSE else other}
                 rows.append(_row({**own, **base}, f"{metric}_speedup", "x", statistics.median(ratios), ratios))
+            for other in beside.get(metric, ()):
+                ratios = (
+                    [] if other not in found or label in (DENSE, other, *red) else _ratios(found[other], runs, metric)
+                )
+                if ratios:
+                    name = f"{metric}_vs_{other.replace('-', '_')}_speedup"
+                    rows.append(_row({**own, "baseline": other}, name, "x", statistics.median(ratios), ratios))
         for metric, values in _columns(runs, "counts").items():
             unit = "B" if metric.endswith("_bytes") else ""
             rows.append(_row(own, metric, unit, statistics.median(values), values))

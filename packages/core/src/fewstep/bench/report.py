@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BadFileError
-from . import tables
-from .figures import inline_svg, save_figures
+from . import shares, tables
+from .figures import embedded, inline_svg, save, save_figures
 from .readme import quality_cost
 from .rows import DENSE, Row
+from .scaling import families, save_scaling, scaling_svg
 from .tables import Comparison, compare
 
 _IMAGES = {
@@ -38,6 +39,10 @@ def write_report(source: Path, html: Path | None, *, figures: Path | None) -> st
     rows = tables.load(source)
     if figures is not None:
         save_figures(compare(rows), figures)
+        save_scaling(compare(rows), figures)
+        for comparison in compare(rows):
+            if drawn := shares.draw(comparison):
+                save(drawn, figures, comparison.task, comparison.model, "skipped")
     if html is not None:
         text = page(rows, (source if source.is_dir() else source.parent) / "samples")
         html.parent.mkdir(parents=True, exist_ok=True)
@@ -69,6 +74,8 @@ def page(rows: Sequence[Row], samples: Path) -> str:
 
     comparisons = compare(rows)
     sections = [_article(number, comparison, samples) for number, comparison in enumerate(comparisons)]
+    for number, family in enumerate(families(comparisons)):
+        sections[comparisons.index(family.first)]["scaling"] = scaling_svg(family, f"scaling{number}")
     template = files("fewstep.bench").joinpath("report.html").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(template).render(
@@ -104,6 +111,8 @@ def _article(number: int, comparison: Comparison, samples: Path) -> dict[str, An
     return {
         "comparison": comparison,
         "figure": inline_svg(comparison, f"figure{number}"),
+        "scaling": "",
+        "shares": embedded(drawn, f"shares{number}") if (drawn := shares.draw(comparison)) else "",
         "remarks": tables.remarks(comparison),
         "origins": origins,
         "sheets": [sheet for origin in origins if (sheet := read_samples(samples / f"{origin.run}.json", comparison))],

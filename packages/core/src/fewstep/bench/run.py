@@ -126,7 +126,8 @@ class _Bench:
         about = origin(self.settings, self.run_id, self.loaded.weights, self.device, self.dtype)
         head = {"task": self.task_name, "model": self.loaded.name, "params": params}
         arms = {label: Named(method.name, config(method, self.loaded.name)) for label, method in self.arms.items()}
-        rows = make_rows({**head, **about}, arms, found, self.baseline, self.red)
+        beside = getattr(self.task, "beside", None)
+        rows = make_rows({**head, **about}, arms, found, self.baseline, self.red, beside=beside)
         write_samples(
             self.settings.results / "samples", self.run_id, head, {k: runs[0].samples for k, runs in found.items()}
         )

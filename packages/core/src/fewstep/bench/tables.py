@@ -15,7 +15,7 @@ from .rows import DENSE, Row, read
 
 RANDOM_MARK = "random weights: mechanics only"
 SPEEDUP = "_speedup"
-TELLING = ("ttft", "time_to_quality")
+TELLING = ("ttft", "time_to_quality", "generate")
 """What a user waits for most, where it was measured."""
 QUALITY = {
     "accuracy": True,
@@ -39,6 +39,7 @@ _LABELS = {
     "ssim": "SSIM",
     "kl": "KL to dense",
     "nll_gap": "NLL gap",
+    "skipped_share": "skipped pairs",
     "kv_bytes": "KV memory",
     "peak_rss_bytes": "peak memory",
 }

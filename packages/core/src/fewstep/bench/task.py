@@ -42,7 +42,11 @@ class Outcome:
 
 
 class Task(Protocol):
-    """A dataclass (its fields are the flags of ``fewstep bench``) that runs a model and scores what it gave."""
+    """A dataclass (its fields are the flags of ``fewstep bench``) that runs a model and scores what it gave.
+
+    A class attribute ``beside`` may name, for some of its times, arms that they are compared with where these run too,
+    besides the unchanged model: ``{"decode": ("best-peer",)}`` gives ``decode_vs_best_peer_speedup``.
+    """
 
     def run(self, loaded: Loaded, generator: torch.Generator) -> Outcome:
         """Make inputs from `generator`, run the model, time what users wait for, score the output."""

@@ -17,6 +17,7 @@ from ..bench.tables import compact, compare, heading
 from ..cards import Card
 from ..errors import FewstepError
 from ..method import Method
+from . import sweep
 from .flags import Group, parse, peek
 from .options import MethodModelOptions, chosen_method, method_group, named, quiet
 from .race import bench_recipe
@@ -43,13 +44,17 @@ class BenchOptions(MethodModelOptions):
 
 
 def bench(words: list[str]) -> int:
-    """Measure and print a table; exit code 1 when the correctness gate of an arm is red."""
+    """Measure and print a table; exit code 1 when the correctness gate of an arm is red.
+
+    A number of the method may be a list, ``--keep 0.25,0.5``: each value is an arm, of the methods of ``--vs`` too.
+    """
     if words and words[0] in plugins.recipes():
         return bench_recipe(words)
     quiet()
     command = shlex.join(["fewstep", "bench", *words])
     card, words = named("bench", words, "method", plugins.methods())
     task_card = _task_card(card, peek(words, "--task"))
+    swept, words = sweep.taken(card.load(), words)
     groups = [Group("bench", BenchOptions), method_group(card, words), Group(task_card.name, task_card.load(), "task")]
     description = f"{card.summary}\n\nTask {task_card.name}: {task_card.summary}."
     options, method, task = parse(f"fewstep bench {card.name}", description, words, groups)
@@ -62,7 +67,8 @@ def bench(words: list[str]) -> int:
     )
     settings.prepare()
     more = [_setting(card, setting, options.model) for setting in options.also]
-    arms = _labelled([chosen_method(card, options, method), *more, *_others(options.vs, options.model)], options.model)
+    measured = [chosen_method(card, options, method), *more, *_others(options.vs, options.model)]
+    arms = _labelled(sweep.spread(measured, swept), options.model)
     from ..bench.run import bench as measure
 
     loaded = options.load()

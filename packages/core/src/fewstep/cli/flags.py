@@ -58,7 +58,11 @@ def parse(prog: str, description: str, words: Sequence[str], groups: Sequence[Gr
         if not stop.code:
             raise
         raise FewstepError(_one_line(said.getvalue())) from None
-    return [_plain(one[1], getattr(flags, one[0])) if one else None for one in shown]
+    made = [_plain(one[1], getattr(flags, one[0])) if one else None for one in shown]
+    return [
+        dataclasses.replace(one, **_tables(group)) if one and group.default else one
+        for one, group in zip(made, groups, strict=True)
+    ]
 
 
 def peek(words: Sequence[str], flag: str) -> str | None:
@@ -80,7 +84,21 @@ def _shown(group: Group, taken: set[str]) -> tuple[Any, dataclasses.Field]:
         kind = Annotated[cls, tyro.conf.arg(name="")]  # names inside names stay: --student.lr
     else:
         kind = tyro.conf.OmitArgPrefixes[cls]  # type: ignore[index]
-    return kind, dataclasses.field(default_factory=group.default) if group.default else dataclasses.field()
+    return kind, dataclasses.field(default_factory=lambda: _typed(group)) if group.default else dataclasses.field()
+
+
+def _tables(group: Group) -> dict[str, Any]:
+    """Long tables of the default, which rows leave out too: no one types them."""
+    default = group.default() if group.default else None
+    fields = dataclasses.fields(group.cls)
+    return {field.name: getattr(default, field.name) for field in fields if not field.metadata.get("row", True)}
+
+
+def _typed(group: Group) -> Any:
+    """The default with the class's own values in place of its long tables."""
+    default = group.default() if group.default else group.cls()
+    names = list(_tables(group))
+    return dataclasses.replace(default, **{name: getattr(group.cls(), name) for name in names}) if names else default
 
 
 def _renamed(group: Group, taken: set[str]) -> type:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import json
 import textwrap
 from pathlib import Path
 from typing import Any
 
 from ..bench.rows import DENSE, read
 from ..cards import Card
-from ..errors import FewstepError
+from ..errors import BadFileError, FewstepError
 from .bench import show_rows
 from .listing import KINDS
 from .options import named
@@ -26,14 +27,50 @@ def show(words: list[str]) -> int:
     everything = {name: card for cards in found.values() for name, card in cards.items()}
     card, rest = named("show", words, "name", everything)
     if rest and set(rest) & {"-h", "--help"}:
-        print("usage: fewstep show NAME\n\nfields with defaults and meaning, supported models, and rows in ./results")
+        print(
+            "usage: fewstep show NAME [--model FOLDER]\n\n"
+            "fields with defaults and meaning, supported models, and rows in ./results;\n"
+            "with a model's folder, what the method would do with that model: only its config.json is read"
+        )
         return 0
+    if rest[:1] == ["--model"] and len(rest) == 2:
+        return _describe(card, Path(rest[1]).expanduser())
     if rest:
-        raise FewstepError(f"`fewstep show` takes one name, found {' '.join(rest)!r} after it")
+        raise FewstepError(f"`fewstep show` takes one name and --model FOLDER, found {' '.join(rest)!r} after the name")
     for kind, cards in found.items():
         if card.name in cards:
             _show(kind, cards[card.name])
     return 0
+
+
+def _describe(card: Card, folder: Path) -> int:
+    """Print what the method ``card`` says of the model in `folder`; see `model_config` for what it is given."""
+    describe = getattr(card.load(), "describe", None)
+    if describe is None:
+        raise FewstepError(f"{card.name} says nothing about single models; leave --model out")
+    show_table(f"{card.name} on {folder}", ("", "found"), describe(model_config(folder), folder))
+    return 0
+
+
+def model_config(folder: Path) -> Any:
+    """The configuration of the model in `folder`: transformers' object where it knows the model type, else a dict.
+
+    Raises:
+        BadFileError: there is no ``config.json``, or it is damaged.
+    """
+    file = folder / "config.json"
+    try:
+        plain = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadFileError(f"{folder} is not a model folder: {file.name} cannot be read there") from error
+    except ValueError as error:
+        raise BadFileError(f"{file} is damaged: {error}") from error
+    try:
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (ImportError, ValueError, KeyError):  # a model type that the installed transformers does not have
+        return plain
 
 
 def _show(kind: str, card: Card) -> None:

@@ -23,6 +23,8 @@ class Case:
     name: str
     args: tuple[Tensor, ...]
     options: Mapping[str, Any]
+    tolerance: float = 0.0
+    """Where larger than the kernel's own: several roundings in half precision in a row."""
 
     def call(self, function: Function) -> Any:
         """Return what `function` makes of this case."""
@@ -30,7 +32,7 @@ class Case:
 
     def to(self, device: str) -> Case:
         """Return the same case with its tensors on `device`."""
-        return Case(self.name, tuple(tensor.to(device) for tensor in self.args), self.options)
+        return Case(self.name, tuple(tensor.to(device) for tensor in self.args), self.options, self.tolerance)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,6 +49,30 @@ def prompt(length: int, *, batch: int = 1, seed: int = 0) -> Any:
     return torch.randint(3, VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
+def dllm(family: str = "llada", *, seed: int = 0, **overrides: Any) -> Any:
+    """A random masked diffusion model of 4 layers, width 32, 4 heads and 2 KV heads, vocabulary 50 with MASK 49.
+
+    Args:
+        family: ``llada`` (a ``LlamaForCausalLM``) or ``dream`` (a ``Qwen2ForCausalLM``, logits shifted by one).
+        seed: of the weights; the global generator is left as it was.
+        overrides: fields of ``LlamaConfig`` or ``Qwen2Config``.
+    """
+    from ..dllm import both_ways
+
+    fields = {
+        "num_hidden_layers": 4,
+        "hidden_size": 32,
+        "head_dim": 8,
+        "intermediate_size": 64,
+        "vocab_size": 50,
+        "is_causal": False,
+        "mask_token_id": 49,
+        "diffusion": family,
+    }
+    stock = {"llada": "llama", "dream": "qwen2"}[family]
+    return both_ways(causal_lm(stock, seed=seed, **{**fields, **overrides}))
+
+
 def wan(*, seed: int = 0, **overrides: Any) -> Any:
     """A random ``WanTransformer3DModel`` of 2 layers, width 24, 2 heads, 3 channels and text width 8, in eval mode.
 

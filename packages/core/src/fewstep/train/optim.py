@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -58,10 +58,11 @@ class AdamW:
 
 @dataclass(frozen=True, kw_only=True)
 class Muon(AdamW):
-    """Muon for the matrices of repeated layers and AdamW for the rest, at one rate.
+    """Muon for the matrices and convolution kernels of repeated layers and AdamW for the rest, at one rate.
 
     Muon (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon) makes the momentum of a matrix orthogonal.
     Its updates are scaled to the size of AdamW's (arXiv 2502.16982, equation 4), so a rate means the same for both.
+    A kernel ``[out, in, ...]`` counts as the matrix ``[out, in ...]``.
     """
 
     momentum: float = 0.95
@@ -76,7 +77,7 @@ class Muon(AdamW):
         named = role.named_parameters()
         if any(isinstance(weight, DTensor) for weight in named.values()):
             raise ValueError("Muon needs whole matrices; with several processes use --parallel replicate")
-        matrices = {name: weight for name, weight in named.items() if weight.ndim == 2 and _repeated(name)}
+        matrices = {name: _matrix(weight) for name, weight in named.items() if _repeated(name) and _is_matrix(weight)}
         rest = [weight for name, weight in named.items() if name not in matrices]
         muon = torch.optim.Muon(
             matrices.values(),
@@ -85,23 +86,37 @@ class Muon(AdamW):
             momentum=self.momentum,
             adjust_lr_fn="match_rms_adamw",
         )
-        for weight in matrices.values():
-            muon.state[weight] = {"momentum_buffer": torch.zeros_like(weight)}
-        return Both(muon, self._adamw(rest, fused=True))
+        for matrix in matrices.values():
+            muon.state[matrix] = {"momentum_buffer": torch.zeros_like(matrix)}
+        views: dict[Tensor, Tensor] = {
+            named[name]: matrix for name, matrix in matrices.items() if matrix is not named[name]
+        }
+        return Both(muon, self._adamw(rest, fused=True), views=views)
 
 
 class Both:
-    """Two optimisers as one."""
+    """Two optimisers as one. `views`: kernels, and the matrices on the same memory that stand for them."""
 
-    def __init__(self, *parts: torch.optim.Optimizer) -> None:
-        self.parts = parts
+    def __init__(self, *parts: torch.optim.Optimizer, views: Mapping[Tensor, Tensor] | None = None) -> None:
+        self.parts, self.views = parts, views or {}
         self.param_groups = [group for part in parts for group in part.param_groups]
         self.state = {weight: values for part in parts for weight, values in part.state.items()}
+        self.state |= {kernel: self.state[matrix] for kernel, matrix in self.views.items()}
 
     def step(self) -> None:
         """A step of each."""
+        for kernel, matrix in self.views.items():
+            matrix.grad = None if kernel.grad is None else kernel.grad.reshape(matrix.shape)
         for part in self.parts:
             part.step()
+
+
+def _is_matrix(weight: Tensor) -> bool:
+    return weight.ndim >= 2 and weight.shape[0] > 1 and weight[0].numel() > 1
+
+
+def _matrix(weight: Tensor) -> Tensor:
+    return weight if weight.ndim == 2 else torch.nn.Parameter(weight.detach().flatten(1))
 
 
 def _repeated(name: str) -> bool:

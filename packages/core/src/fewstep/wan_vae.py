@@ -1,0 +1,57 @@
+"""Whole clips through the stock modules of an ``AutoencoderKLWan``: for training, and equal to its frame loop.
+
+The loop of diffusers runs one latent frame at a time and keeps the last two input frames of each causal convolution.
+That equals one pass over the clip in which each convolution is padded once with two zero frames, the first frame
+passes time-resampling unchanged, and the others go through it as a clip of their own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Clip = Float[Tensor, "b c f h w"]
+
+
+def encode(vae: Any, pixels: Clip) -> Clip:
+    """Mean of the posterior, ``[B, z, 1 + (F - 1) / s_t, H / s, W / s]``, not normalised; differentiable.
+
+    Raises:
+        ValueError: the number of frames is not 1 more than a multiple of the temporal factor.
+    """
+    factor = 2 ** sum(vae.temperal_downsample)
+    if (pixels.shape[2] - 1) % factor:
+        raise ValueError(f"a clip needs 1 + {factor} k frames, found {pixels.shape[2]}")
+    encoder = vae.encoder
+    x = encoder.conv_in(pixels)
+    for layer in encoder.down_blocks:
+        x = layer(x)
+        if getattr(layer, "mode", None) == "downsample3d" and x.shape[2] > 1:
+            x = torch.cat([x[:, :, :1], layer.time_conv(x)], 2)
+    x = encoder.mid_block(x)
+    moments = vae.quant_conv(encoder.conv_out(encoder.nonlinearity(encoder.norm_out(x))))
+    return moments.chunk(2, 1)[0]
+
+
+def decode(vae: Any, latents: Clip) -> Clip:
+    """Pixels from latents that are not normalised, as ``vae.decode`` gives them before clamping; differentiable."""
+    decoder = vae.decoder
+    x = decoder.mid_block(decoder.conv_in(vae.post_quant_conv(latents)))
+    for block in decoder.up_blocks:
+        for resnet in block.resnets:
+            x = resnet(x)
+        if block.upsamplers is not None:
+            x = block.upsamplers[0](_longer(block.upsamplers[0], x))
+    return decoder.conv_out(decoder.nonlinearity(decoder.norm_out(x)))
+
+
+def _longer(resample: Any, x: Clip) -> Clip:
+    """Two frames for each but the first, where `resample` upsamples time."""
+    if resample.mode != "upsample3d" or x.shape[2] == 1:
+        return x
+    batch, channels, frames, *size = x.shape
+    both = resample.time_conv(x[:, :, 1:]).view(batch, 2, channels, frames - 1, *size)
+    return torch.cat([x[:, :, :1], both.movedim(1, 3).reshape(batch, channels, 2 * frames - 2, *size)], 2)

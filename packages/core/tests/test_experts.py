@@ -1,0 +1,54 @@
+"""Experts of every family: found, run by core's implementation as by transformers' own, counted, restored."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fewstep import Applied, UnsupportedModelError, experts
+from fewstep.testing import moe, tiny
+
+WITH_DENSE_LAYERS = {"deepseek_v3": [1, 2]}
+
+
+@pytest.mark.parametrize("family", moe.FAMILIES)
+def test_every_family_is_found_and_answers_as_before(family):
+    model, inputs = moe.model(family), moe.inputs(family)
+    sites = experts.sites(model)
+    assert [site.layer for site in sites] == WITH_DENSE_LAYERS.get(family, [0, 1, 2])
+    assert {(site.count, site.top_k) for site in sites} == {(moe.EXPERTS, moe.TOP_K)}
+    assert all(site.shared == (family == "deepseek_v3") for site in sites)
+    assert experts.plain_swiglu(sites[0].experts) != family.endswith("gpt_oss")
+    before = model.get_experts_implementation()
+    with torch.no_grad():
+        dense = model(**inputs).logits
+        with Applied() as undo:
+            experts.install(undo, model, pack=True)
+            torch.testing.assert_close(model(**inputs).logits, dense, rtol=1e-5, atol=1e-5)
+        assert model.get_experts_implementation() == before
+        assert torch.equal(model(**inputs).logits, dense)
+
+
+def test_pairs_are_counted_by_layer_and_group():
+    model, inputs = moe.model(), moe.inputs()
+    groups = (inputs["input_ids"] == moe.IMAGE).long()
+
+    def without_pictures(router, args, said):
+        gone = groups.flatten().bool()[:, None] & (torch.arange(moe.TOP_K) > 0)
+        return said[0], said[1], said[2].masked_fill(gone, moe.EXPERTS)
+
+    with torch.no_grad(), Applied() as undo, experts.counted(model, groups) as pairs:
+        experts.install(undo, model)
+        undo.callback(experts.sites(model)[1].router.register_forward_hook(without_pictures).remove)
+        model(**inputs)
+    share = groups.float().mean().item() * 0.75
+    assert pairs.skipped() == pytest.approx(share / 3) and pairs.skipped(layer=1) == pytest.approx(share)
+    assert pairs.skipped(layer=1, group=1) == 0.75 and pairs.skipped(group=0) == 0 == pairs.skipped(layer=0)
+
+
+def test_a_model_without_experts_is_refused_and_counts_nothing():
+    model = tiny.causal_lm()
+    with pytest.raises(UnsupportedModelError, match="LlamaForCausalLM has no layer with routed experts"):
+        experts.sites(model)
+    with experts.counted(model) as pairs:
+        model(tiny.prompt(5))
+    assert pairs.skipped() == 0

@@ -1,0 +1,207 @@
+"""`WanDecoder`: Wan's decoder with an operator and a width for each stage; the teacher has nothing changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from fewstep.errors import UnsupportedModelError
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .causal import Memory
+from .layers import Attention, Causal, Norm, Operator, Pointwise, Residual, Upsample, channels_last, name_layers
+
+Clip = Float[Tensor, "b c t h w"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One up-block: residual blocks at one resolution, then perhaps an upsampler."""
+
+    inside: int
+    """Channels that enter."""
+    width: int
+    """Channels of the residual blocks."""
+    blocks: int
+    operator: Operator = "dense"
+    narrow: bool = False
+    """Fewer channels than the teacher has: then every block has a shortcut."""
+    up: str | None = None
+    """``space``, ``time`` (both) or None."""
+    outside: int = 0
+    """Channels after the upsampler."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """Everything that decides the shapes of a decoder."""
+
+    latent: int
+    """Channels of a latent."""
+    width: int
+    """Channels of the middle block."""
+    stages: tuple[Stage, ...]
+    middle: Operator = "dense"
+    pixels: int = 3
+
+    @property
+    def time(self) -> int:
+        """Frames for each latent after the first."""
+        return 2 ** sum(stage.up == "time" for stage in self.stages)
+
+    @property
+    def space(self) -> int:
+        """Pixels for each latent, each way."""
+        return 2 ** sum(stage.up is not None for stage in self.stages)
+
+
+def spec_of(config: Any, operators: tuple[Operator, ...] = (), widths: tuple[int, ...] = ()) -> Spec:
+    """The decoder of an ``AutoencoderKLWan`` with this configuration, or a student of it.
+
+    Args:
+        config: the configuration of the VAE.
+        operators: of the middle block and of each up-block; empty: all dense.
+        widths: channels kept in each up-block, 0 for all; empty: all.
+
+    Raises:
+        UnsupportedModelError: Wan 2.2's residual blocks, or attention in up-blocks.
+        ValueError: not one operator and width for each block, or more channels than there are.
+    """
+    if config.is_residual or config.patch_size is not None or config.attn_scales:
+        raise UnsupportedModelError(
+            "this AutoencoderKLWan has residual resamplers, patches or attention in its up-blocks (Wan 2.2); "
+            "supported are decoders like Wan 2.1's"
+        )
+    base = config.decoder_base_dim or config.base_dim
+    dims = [base * factor for factor in (config.dim_mult[-1], *config.dim_mult[::-1])]
+    last = len(dims) - 2
+    operators, widths = operators or ("dense",) * (last + 2), widths or (0,) * (last + 1)
+    _check(operators, widths, dims[1:])
+    longer = tuple(config.temperal_downsample)[::-1]
+    stages = []
+    for number, (inside, outside) in enumerate(zip(dims, dims[1:], strict=False)):
+        kept, following = widths[number], 0 if number == last else widths[number + 1]
+        full_in = inside if number == 0 else inside // 2
+        stages.append(
+            Stage(
+                inside=kept or full_in,
+                width=kept or outside,
+                blocks=config.num_res_blocks + 1,
+                operator=operators[number + 1],
+                narrow=bool(kept),
+                up=None if number == last else "time" if longer[number] else "space",
+                outside=0 if number == last else following or outside // 2,
+            )
+        )
+    return Spec(latent=config.z_dim, width=dims[0], stages=tuple(stages), middle=operators[0])
+
+
+def _check(operators: tuple[str, ...], widths: tuple[int, ...], full: list[int]) -> None:
+    if len(operators) != len(full) + 1 or len(widths) != len(full):
+        raise ValueError(
+            f"this decoder has a middle block and {len(full)} up-blocks: it needs {len(full) + 1} operators and "
+            f"{len(full)} widths, found {operators} and {widths}"
+        )
+    if widths[0]:
+        raise ValueError("the first up-block cannot be narrowed: its input is the middle block's")
+    for number, (kept, width) in enumerate(zip(widths, full, strict=True)):
+        if not 0 <= kept <= width // (2 if number else 1):
+            raise ValueError(
+                f"up-block {number} has {width} channels, of which {width // 2} enter: {kept} cannot be kept"
+            )
+
+
+class Up(nn.Module):
+    """One up-block."""
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__()
+        widths = [stage.inside, *[stage.width] * stage.blocks]
+        self.resnets = nn.ModuleList(
+            Residual(a, b, stage.operator, stage.narrow) for a, b in zip(widths, widths[1:], strict=False)
+        )
+        up = [Upsample(stage.width, stage.outside, stage.up == "time")] if stage.up else None
+        self.upsamplers = nn.ModuleList(up) if up else None
+
+    def forward(self, x: Tensor, memory: Memory | None = None) -> Tensor:
+        """Frames at the next resolution."""
+        for resnet in self.resnets:
+            x = resnet(x, memory)
+        return x if self.upsamplers is None else self.upsamplers[0](x, memory)
+
+
+class Middle(nn.Module):
+    """Residual, attention, residual."""
+
+    def __init__(self, width: int, operator: Operator) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(Residual(width, width, operator) for _ in range(2))
+        self.attentions = nn.ModuleList([Attention(width)])
+
+    def forward(self, x: Tensor, memory: Memory | None = None) -> Tensor:
+        """Frames of the same size."""
+        return self.resnets[1](self.attentions[0](self.resnets[0](x, memory)), memory)
+
+
+class Decoder(nn.Module):
+    """From what ``post_quant_conv`` leaves to pixels; weights are named as in diffusers."""
+
+    def __init__(self, spec: Spec) -> None:
+        super().__init__()
+        self.conv_in = Causal(spec.latent, spec.width)
+        self.mid_block = Middle(spec.width, spec.middle)
+        self.up_blocks = nn.ModuleList(map(Up, spec.stages))
+        self.norm_out = Norm(spec.stages[-1].width)
+        self.conv_out = Causal(spec.stages[-1].width, spec.pixels)
+
+    def forward(self, x: Tensor, memory: Memory | None = None) -> Tensor:
+        """Frames ``[B, F, 3, H, W]``."""
+        x = self.mid_block(self.conv_in(x, memory), memory)
+        for block in self.up_blocks:
+            x = block(x, memory)
+        return self.conv_out(self.norm_out(x), memory)
+
+
+class WanDecoder(nn.Module):
+    """Latents to pixels: everything of a Wan VAE that Flash-VAED replaces."""
+
+    def __init__(self, spec: Spec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.post_quant_conv = Pointwise(spec.latent, spec.latent)
+        self.decoder = Decoder(spec)
+        name_layers(self)
+
+    def forward(self, latents: Clip, memory: Memory | None = None) -> Clip:
+        """Pixels ``[B, 3, 1 + s_t (T - 1), s H, s W]``, not clamped.
+
+        Args:
+            latents: not normalised, ``[B, z, T, H, W]``.
+            memory: of earlier latents of the same clip, brought up to date; then there are ``s_t T`` frames for all
+                chunks but the first. None for a whole clip.
+
+        Raises:
+            ValueError: no latents, or those of another VAE.
+        """
+        if latents.ndim != 5 or latents.shape[1] != self.spec.latent or not latents.numel():
+            raise ValueError(
+                f"this decoder takes latents [b, {self.spec.latent}, t, h, w] with at least one frame, "
+                f"found {tuple(latents.shape)}"
+            )
+        x = self.post_quant_conv(channels_last(latents.transpose(1, 2)))
+        return self.decoder(x, memory).transpose(1, 2)
+
+
+def of_vae(vae: Any) -> WanDecoder:
+    """The teacher: the decoder of `vae` on the same weights (no copy), computed by the fastest exact formulation."""
+    with torch.device("meta"):
+        decoder = WanDecoder(spec_of(vae.config))
+    weights: Mapping[str, Tensor] = {
+        **{f"post_quant_conv.{name}": value for name, value in vae.post_quant_conv.named_parameters()},
+        **{f"decoder.{name}": value for name, value in vae.decoder.named_parameters()},
+    }
+    decoder.load_state_dict(weights, strict=True, assign=True)
+    return decoder.train(vae.training)

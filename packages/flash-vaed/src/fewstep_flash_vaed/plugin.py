@@ -1,0 +1,55 @@
+"""Cards of Flash-VAED."""
+
+from fewstep.cards import Card, hookimpl
+
+
+@hookimpl
+def fewstep_methods():
+    return [
+        Card(
+            name="flash-vaed",
+            summary="replace the decoder of a Wan video VAE by a pruned and distilled one",
+            target="fewstep_flash_vaed.method:FlashVAED",
+            paper="2602.19161",
+            models=("AutoencoderKLWan", "WanPipeline"),
+            run="fewstep_flash_vaed.roundtrip:RoundTrip",
+            fit="fewstep_flash_vaed.fit:Prune",
+        ),
+        Card(
+            name="exact-decode",
+            summary="decode a Wan video VAE faster on a CPU, with its own weights and the same result",
+            target="fewstep_flash_vaed.method:ExactDecode",
+            paper="2602.19161",
+            models=("AutoencoderKLWan", "WanPipeline"),
+            run="fewstep_flash_vaed.roundtrip:RoundTrip",
+        ),
+    ]
+
+
+@hookimpl
+def fewstep_tasks():
+    return [
+        Card(
+            name="clip-decoding",
+            summary="decode held-out frames of real clips: time, and distance to the clips and to the teacher",
+            target="fewstep_flash_vaed.tasks:ClipDecoding",
+        ),
+        Card(
+            name="clip-pruning",
+            summary="prune a decoder in every way: R^2 of the kept channels, and PSNR before distillation",
+            target="fewstep_flash_vaed.pruning_task:ClipPruning",
+        ),
+    ]
+
+
+@hookimpl
+def fewstep_recipes():
+    return [
+        Card(
+            name="flash-vaed-clips",
+            summary="distil a pruned decoder on real clips in three phases: features, features and pixels, pixels",
+            target="fewstep_flash_vaed.recipes:Distil",
+            paper="2602.19161",
+            models=("AutoencoderKLWan",),
+        ),
+    ]

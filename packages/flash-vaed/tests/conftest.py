@@ -1,0 +1,58 @@
+import pytest
+import torch
+from fewstep_flash_vaed.decoder import WanDecoder, of_vae, spec_of
+from fewstep_flash_vaed.method import fingerprint, save
+
+
+def make_vae(seed=0, **overrides):
+    """A random AutoencoderKLWan of the zoo's shape, with weights that make features differ."""
+    from diffusers import AutoencoderKLWan
+
+    fields = {
+        "base_dim": 8,
+        "z_dim": 4,
+        "dim_mult": [1, 2, 2],
+        "num_res_blocks": 1,
+        "temperal_downsample": [False, True],
+        "scale_factor_spatial": 4,
+        "scale_factor_temporal": 2,
+        "latents_mean": [0.0] * 4,
+        "latents_std": [1.0] * 4,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made = AutoencoderKLWan(**{**fields, **overrides}).eval()
+        with torch.no_grad():
+            for weight in made.parameters():
+                weight.add_(0.1 * torch.randn_like(weight))
+    return made
+
+
+@pytest.fixture
+def vae():
+    return make_vae()
+
+
+@pytest.fixture
+def latents():
+    return torch.randn(1, 4, 5, 6, 5, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def teacher(vae):
+    return of_vae(vae)
+
+
+@pytest.fixture
+def student(vae):
+    """A random student of the usual shape: separable, then narrow frame by frame."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return WanDecoder(spec_of(vae.config, ("separable", "separable", "frame", "frame"), (0, 4, 4))).eval()
+
+
+@pytest.fixture
+def method(vae, student, tmp_path):
+    """The same student, saved."""
+    fields = {"operators": ("separable", "separable", "frame", "frame"), "widths": (0, 4, 4)}
+    return save(student, tmp_path / "student", {**fields, "teacher": fingerprint(vae.config)})

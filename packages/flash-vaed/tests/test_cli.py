@@ -1,0 +1,104 @@
+"""The commands as a user types them, on a tiny VAE and a written video."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from fewstep import video
+from fewstep_flash_vaed import FlashVAED
+from safetensors.torch import save_file
+
+from .conftest import make_vae
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A saved VAE, latents, and a short video of odd size."""
+    root = tmp_path_factory.mktemp("cli")
+    make_vae().save_pretrained(root / "vae")
+    save_file({"latents": torch.randn(1, 4, 3, 6, 6)}, root / "latents.safetensors")
+    video.write(torch.rand(8, 3, 26, 31), root / "clip.mp4")
+    return root
+
+
+def fewstep(folder, *words):
+    command = [sys.executable, "-m", "fewstep", *map(str, words)]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=env)
+
+
+@pytest.fixture(scope="module")
+def fitted(folder):
+    done = fewstep(
+        folder, "fit", "flash-vaed", "--model", "vae", "--out", "student", "--clips", 0, "--widths", 0, 4, 4,
+        "--latents", "latents.safetensors",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_fit_prunes_and_tells(folder, fitted):
+    assert "up2.1: 4 of 8 channels, R2" in fitted
+    choices = json.loads((folder / "student" / "prune.json").read_text())
+    assert len(choices) == 10 and choices[0]["point"] == "up1.in" and len(choices[0]["kept"]) == 4
+    assert FlashVAED.from_pretrained(folder / "student").widths == (0, 4, 4)
+
+
+@pytest.mark.usefixtures("fitted")
+def test_run_decodes_a_users_video_side_by_side(folder):
+    done = fewstep(
+        folder, "run", "flash-vaed", "--model", "vae", "--method-from", "student", "--input", "clip.mp4",
+        "--output", "out.mp4",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert all(text in done.stdout for text in ("7 frames of 32x24", "sharpness", "against the teacher: PSNR"))
+    assert video.read(folder / "out.mp4").shape == (7, 3, 24, 96)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--input", "none.mp4", "--output", "o.mp4"], "none.mp4 cannot be read"),
+        (["--input", "latents.safetensors", "--output", "o.mp4"], "latents.safetensors cannot be read"),
+        (["--input", "clip.mp4", "--output", "o.txt"], "videos are written as"),
+        (["--input", "clip.mp4", "--output", "o.mp4", "--frames", "0"], "frames must be 1"),
+        (["--input", "clip.mp4", "--output", "o.mp4", "--operators", "sparse"], "sparse"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(folder, words, message):
+    done = fewstep(folder, "run", "flash-vaed", "--model", "vae", *words)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.usefixtures("fitted")
+def test_one_frame_is_a_clip_and_a_tiny_one_is_named(folder):
+    video.write(torch.rand(1, 3, 8, 8), folder / "one.mp4")
+    words = ("run", "exact-decode", "--model", "vae", "--output", "o.gif", "--input")
+    done = fewstep(folder, *words, "one.mp4")
+    assert done.returncode == 0 and "1 frames of 8x8" in done.stdout
+    video.write(torch.rand(2, 3, 2, 2), folder / "tiny.mp4")
+    done = fewstep(folder, *words, "tiny.mp4")
+    assert done.returncode == 2 and "smaller than 4x4" in done.stderr
+
+
+def test_fit_says_what_is_wrong(folder):
+    (folder / "bad.safetensors").write_bytes(b"x")
+    words = ("fit", "flash-vaed", "--model", "vae", "--out", "other", "--clips", 0)
+    for more, message in (
+        (("--latents", "bad.safetensors"), "bad.safetensors cannot be read"),
+        ((), "at least one crop"),
+        (("--latents", "latents.safetensors", "--widths", "0", "9", "4"), "cannot be kept"),
+    ):
+        done = fewstep(folder, *words, *more)
+        assert done.returncode == 2 and message in done.stderr, done.stderr
+
+
+@pytest.mark.usefixtures("fitted")
+def test_export_writes_the_authors_names(folder):
+    done = fewstep(folder, "export", "student", "--format", "official", "--out", "official", "--model", "vae")
+    assert done.returncode == 0, done.stderr
+    assert (folder / "official" / "Flash_VAED_Wan.safetensors").exists()

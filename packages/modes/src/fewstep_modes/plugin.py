@@ -1,0 +1,67 @@
+"""Cards of MoDES, its ablations and peers, and of the task and model that time them."""
+
+from fewstep.cards import Card, hookimpl
+
+from . import hookspecs as hookspecs  # so that other packages can add policies, adapters and modalities
+
+_FAMILIES = (
+    *("Qwen3VLMoeForConditionalGeneration", "InternVLForConditionalGeneration", "DeepseekV3ForCausalLM"),
+    *("Qwen3MoeForCausalLM", "OlmoeForCausalLM", "MixtralForCausalLM", "GptOssForCausalLM"),
+)
+_ASK = "fewstep_modes.ask:Ask"
+
+
+def _card(name: str, summary: str, target: str, paper: str | None, fit: str | None) -> Card:
+    return Card(
+        name=name,
+        summary=summary,
+        target=f"fewstep_modes.{target}",
+        paper=paper,
+        models=_FAMILIES,
+        run=_ASK,
+        fit=f"fewstep_modes.fit:{fit}" if fit else None,
+    )
+
+
+@hookimpl
+def fewstep_methods():
+    return [
+        _card(
+            "modes",
+            "skip experts by layer importance times routing weight, text and vision apart",
+            "method:MoDES",
+            "2511.15690",
+            "FitMoDES",
+        ),
+        _card("dmt", "MoDES without layer importance (ablation)", "method:DMT", None, "FitDMT"),
+        _card("gmlg", "MoDES with one threshold (ablation)", "method:GMLG", None, "FitGMLG"),
+        _card("single", "one threshold on routing weights (ablation)", "method:Single", None, "FitSingle"),
+        _card("reduce-k", "fewer experts for every token (peer)", "peers:ReduceK", None, "FitReduceK"),
+        _card("naee", "drop the light tail of a token's experts (peer)", "peers:NAEE", "2402.14800", "FitNAEE"),
+        _card("mc-moe", "NAEE with protection of tokens (peer)", "peers:MCMoE", "2410.06270", "FitMCMoE"),
+        _card("reap", "remove the experts that contribute least (static peer)", "peers:REAP", "2510.13999", "FitREAP"),
+        _card("skip-policy", "a policy that another package registers", "peers:Registered", None, None),
+    ]
+
+
+@hookimpl
+def fewstep_loaders():
+    return [
+        Card(
+            name="moe-wide",
+            summary="a wide random Qwen3-MoE with the proportions of Qwen3-VL-30B-A3B: to time with, not to ask",
+            target="fewstep_modes.wide:load",
+            models=("Qwen3MoeForCausalLM",),
+        )
+    ]
+
+
+@hookimpl
+def fewstep_tasks():
+    return [
+        Card(
+            name="moe-latency",
+            summary="seconds of a prompt and of each new token, whatever is said",
+            target="fewstep_modes.tasks:MoeLatency",
+        )
+    ]

@@ -1,0 +1,47 @@
+"""What other packages add through `fewstep_modes.hookspecs`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import fewstep.experts
+from fewstep import plugins
+from fewstep.cards import import_target
+from fewstep.errors import UnknownNameError
+from fewstep.experts import MoeSite
+
+from .rule import Policy
+
+
+def _listed(hook: str) -> dict[str, str]:
+    found = getattr(plugins.installed().manager.hook, hook)()
+    return {name: target for listed in found for name, target in listed.items()}
+
+
+def sites(model: Any) -> list[MoeSite]:
+    """The layers with routed experts, by an adapter of another package where one names the model's class.
+
+    Raises:
+        UnsupportedModelError: there are none.
+    """
+    adapter = _listed("fewstep_moe_adapters").get(type(model).__name__)
+    return import_target(adapter)(model) if adapter else fewstep.experts.sites(model)
+
+
+def modality_of(model: Any) -> Callable[..., Any] | None:
+    """What another package says of the modalities of this class of models, or None."""
+    target = _listed("fewstep_modality").get(type(model).__name__)
+    return import_target(target) if target else None
+
+
+def policy(name: str) -> Policy:
+    """A new policy of that name.
+
+    Raises:
+        UnknownNameError: no package has one.
+    """
+    known = _listed("fewstep_skip_policies")
+    if name not in known:
+        raise UnknownNameError(f"no skip policy is called {name!r}; installed: {', '.join(sorted(known)) or 'none'}")
+    return import_target(known[name])()

@@ -1,0 +1,1 @@
+"""A video VAE in Wan's format, trained on real clips."""

