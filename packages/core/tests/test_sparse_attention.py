@@ -215,6 +215,24 @@ def test_gathered_is_block_sparse_where_all_heads_share_a_list(backend):
     torch.testing.assert_close(found, expected, **EXACT)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_threads_give_what_one_gives_in_every_mode(mode):
+    threads = torch.get_num_threads()
+    try:
+        with mode():
+            query, key, value = (x.requires_grad_(mode is torch.enable_grad) for x in tensors(t=40))
+            blocks, _ = random_lists()
+            blocks = blocks[:, :, :1].expand(-1, -1, 10, -1)
+            torch.set_num_threads(1)
+            expected = block_sparse_attention(query, key, value, blocks, **SIZES, return_lse=True)
+            torch.set_num_threads(2)
+            found = block_sparse_attention(query, key, value, blocks, **SIZES, return_lse=True)
+        assert torch.get_num_threads() == 2
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gradients_of_block_sparse_equal_those_of_masked_dense(backend):
     blocks, mask = random_lists()
@@ -297,8 +315,8 @@ def test_says_which_backend_it_takes():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tokens": torch.tensor([[45], [0]])}, r"tokens must lie in \[-1, 45\), found 0 to 45"),
-        ({"tokens": torch.tensor([[-2], [0]])}, "found -2 to 0"),
+        ({"tokens": torch.tensor([[0, 45], [0, 0]])}, r"tokens must lie in \[-1, 45\), found 0 to 45"),
+        ({"tokens": torch.tensor([[-2, 0], [0, 0]])}, "found -2 to 0"),
         ({"tokens": torch.zeros(2, 3)}, "tokens must be integers"),
         ({"tokens": torch.zeros(1, 3, dtype=torch.int64)}, r"tokens must be \[2, s\]"),
         ({"query": torch.ones(2, 3, 7, 16)}, "3 query heads are not a multiple of 2 KV heads"),

@@ -12,7 +12,7 @@ from fewstep.train import parallel
 from fewstep.train.plan import plan
 from fewstep.train.run import Run
 from fewstep.train.watch import Silent
-from fewstep_zoo.clips import model
+from fewstep_zoo.clips import model, start
 from fewstep_zoo.clips.recipes import KINDS, VAE, statistics
 
 needs_clips = pytest.mark.skipif(
@@ -65,3 +65,24 @@ def test_chances_add_up_and_a_plan_loads_nothing():
     found = plan(VAE())
     assert found.latent == (3, 17, 48, 48)
     assert found.roles["student"][0] == sum(weight.numel() for weight in model.vae().parameters())
+
+
+@torch.no_grad()
+def test_before_training_latents_are_principal_components_of_patches():
+    generator = torch.Generator().manual_seed(0)
+    smooth = torch.nn.functional.interpolate(torch.rand(16, 3, 8, 8, generator=generator), 32, mode="bicubic") - 0.5
+    smooth *= 0.1  # the last norm is nearly linear for small pixels only
+    vae = model.vae()
+    start.principal(vae, smooth)
+    clip = torch.stack([smooth[:8], smooth[:8], smooth[8:]], 2)  # a frame that stays, then another
+    found = wan_vae.encode(vae, clip)
+    patches = torch.nn.functional.pixel_unshuffle(smooth, 4)
+    spread = torch.einsum("bihw,bjhw->ij", patches, patches)
+    basis = torch.linalg.eigh(spread)[1].flip(1)[:, : model.LATENT]
+    components = torch.einsum("bihw,ik->bkhw", patches, basis)
+    first, later = components[:8], components[8:]
+    torch.testing.assert_close(found[:, :, 0].abs(), first.abs(), rtol=0.02, atol=2e-3)
+    mean = ((first + later) / 2)[:, : start.STILL]
+    torch.testing.assert_close(found[:, : start.STILL, 1].abs(), mean.abs(), rtol=0.02, atol=2e-3)
+    moved = ((later - first) / 2)[:, : model.LATENT - start.STILL]
+    torch.testing.assert_close(found[:, start.STILL :, 1].abs(), moved.abs(), rtol=0.02, atol=2e-3)

@@ -74,11 +74,16 @@ def run_backend(
 
     Without a name it is the one for their device, or the specification where they are float64.
     """
-    backend = backend or ("naive" if tensors[0].dtype == torch.float64 else kernel.chosen_backend(tensors[0].device))
+    backend = backend or default_backend(kernel, tensors[0])
     function = kernel.function(backend)
     if backend == "naive" or not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)):
         return function(*tensors, places, **options)
     return _NaiveGradient.apply(kernel.naive, function, places, options, *tensors)
+
+
+def default_backend(kernel: Kernel, query: Tensor) -> str:
+    """Return the name of the backend for the device of `query`, or ``naive`` where it is float64."""
+    return "naive" if query.dtype == torch.float64 else kernel.chosen_backend(query.device)
 
 
 class _NaiveGradient(torch.autograd.Function):
@@ -110,11 +115,14 @@ def check_shapes(query: Tensor, key: Tensor, value: Tensor | None = None) -> Non
         ValueError: shapes or dtypes do not fit, in one sentence.
     """
     tensors = {"query": query, "key": key} | ({} if value is None else {"value": value})
-    found = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
+
+    def found() -> str:
+        return ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
+
     if query.ndim != 4 or key.ndim != 4 or (value is not None and value.shape != key.shape):
-        raise ValueError(f"query must be [b, h, t, d] and keys (and values) [b, g, n, d], found {found}")
+        raise ValueError(f"query must be [b, h, t, d] and keys (and values) [b, g, n, d], found {found()}")
     if query.shape[0] != key.shape[0] or query.shape[3] != key.shape[3] or key.numel() == 0 or query.numel() == 0:
-        raise ValueError(f"query and key must have one batch and one head size, none of them empty, found {found}")
+        raise ValueError(f"query and key must have one batch and one head size, none of them empty, found {found()}")
     if query.shape[1] % key.shape[1]:
         raise ValueError(f"{query.shape[1]} query heads are not a multiple of {key.shape[1]} KV heads")
     if len({tensor.dtype for tensor in tensors.values()}) > 1 or not query.is_floating_point():

