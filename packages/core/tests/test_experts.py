@@ -45,6 +45,23 @@ def test_pairs_are_counted_by_layer_and_group():
     assert pairs.skipped(layer=1, group=1) == 0.75 and pairs.skipped(group=0) == 0 == pairs.skipped(layer=0)
 
 
+def test_a_baseline_runs_by_the_fastest_implementation_and_a_method_by_its_own():
+    model, found = moe.model(), []
+
+    def call():
+        name = model.get_experts_implementation()[""]
+        found.append(name)
+        return name, {"eager": 2.0, "grouped_mm": 1.0}.get(name, 3.0)
+
+    before = model.get_experts_implementation()
+    assert experts.fastest(model, call) == ("grouped_mm", 1.0) and found == ["eager", "grouped_mm"]
+    assert model.get_experts_implementation() == before
+    with Applied() as undo:
+        experts.install(undo, model)
+        assert experts.fastest(model, call) == (experts.IMPLEMENTATION, 3.0)
+    assert experts.fastest(tiny.causal_lm().model.layers[0], lambda: (7,)) == (7,)
+
+
 def test_a_model_without_experts_is_refused_and_counts_nothing():
     model = tiny.causal_lm()
     with pytest.raises(UnsupportedModelError, match="LlamaForCausalLM has no layer with routed experts"):

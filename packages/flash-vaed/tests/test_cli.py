@@ -9,7 +9,7 @@ import pytest
 import torch
 from fewstep import video
 from fewstep_flash_vaed import FlashVAED
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from .conftest import make_vae
 
@@ -98,7 +98,31 @@ def test_fit_says_what_is_wrong(folder):
 
 
 @pytest.mark.usefixtures("fitted")
-def test_export_writes_the_authors_names(folder):
+def test_a_student_goes_through_the_authors_format_and_back(folder):
     done = fewstep(folder, "export", "student", "--format", "official", "--out", "official", "--model", "vae")
     assert done.returncode == 0, done.stderr
     assert (folder / "official" / "Flash_VAED_Wan.safetensors").exists()
+    done = fewstep(
+        folder, "fit", "flash-vaed", "--model", "vae", "--out", "back", "--widths", 0, 4, 4,
+        "--official", "official/Flash_VAED_Wan.safetensors",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    before, after = (load_file(folder / name / "weights.safetensors") for name in ("student", "back"))
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    wrong = fewstep(folder, "fit", "flash-vaed", "--model", "vae", "--out", "wrong", "--official", "clip.mp4")
+    assert wrong.returncode == 2 and "clip.mp4" in wrong.stderr and not (folder / "wrong").exists()
+
+
+def test_show_tells_where_the_time_goes(folder):
+    done = fewstep(folder, "show", "flash-vaed", "--model", "vae")
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stdout.split())
+    assert all(
+        word in said for word in ("up0 resample", "head", "total", "GMAC", "% of it causal", "5 frames of 64x64")
+    )
+    (folder / "other").mkdir()
+    (folder / "other" / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
+    done = fewstep(folder, "show", "flash-vaed", "--model", "other")
+    assert done.returncode == 2 and "holds AutoencoderKL; an AutoencoderKLWan is needed" in " ".join(
+        done.stderr.split()
+    )

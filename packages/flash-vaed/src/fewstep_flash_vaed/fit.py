@@ -26,8 +26,8 @@ from .prune import Choice, Pruner, Recovery, prune
 from .select import Score, Select
 
 CHOICES = "prune.json"
-LEAST = 8
-"""Channels that fill a vector register: fewer save no time."""
+LEAST = 4
+"""Channels below which a stage saves no more time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class Prune:
     operators: tuple[Operator, ...] = ()
     """Of the middle block and each up-block. Default: separable until time is upsampled, then frame by frame."""
     widths: tuple[int, ...] = ()
-    """Channels of each up-block, 0 for all. Default: behind the last time upsampler an eighth, but at least 8."""
+    """Channels of each up-block, 0 for all. Default: behind the last time upsampler an eighth, but at least 4."""
     select: Select = "greedy"
     """greedy: forward by R^2; qr: pivoted QR; variance; l1; random."""
     score: Score = "act"

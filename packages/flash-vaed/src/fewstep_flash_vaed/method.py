@@ -119,6 +119,13 @@ class FlashVAED(Method):
 
         return fit(wan_vae(model, cls.name), data, out=out, **options)
 
+    @classmethod
+    def describe(cls, config: Any, folder: Path) -> list[tuple[str, str]]:
+        """What ``fewstep show flash-vaed --model`` tells of a VAE's configuration: its stages, and what each takes."""
+        from .describe import describe
+
+        return describe(config)
+
 
 def fingerprint(config: Any) -> str:
     """Shape and statistics of a VAE's latents in a few words: those of two trainings differ."""

