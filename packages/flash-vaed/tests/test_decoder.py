@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from fewstep.errors import UnsupportedModelError
 from fewstep_flash_vaed.count import by_stage, macs, parameters
-from fewstep_flash_vaed.decoder import WanDecoder, of_vae, spec_of
+from fewstep_flash_vaed.decoder import CACHE, WanDecoder, of_vae, spec_of
 from fewstep_flash_vaed.fit import preset
 from fewstep_flash_vaed.install import Stream
+from fewstep_flash_vaed.layers import Attention
+from fewstep_flash_vaed.official import to_official
 
 from .conftest import make_vae
 
@@ -116,3 +119,31 @@ def test_a_decoder_is_described_or_refused(vae):
         spec_of(vae.config, (), (0, 9, 4))
     with pytest.raises(TypeError, match="Wan 2.2"):
         spec_of(make_vae(is_residual=True).config)
+
+
+def test_frames_that_are_computed_few_at_a_time_are_the_same(student):
+    latents = torch.randn(1, 4, 4, 56, 50, generator=torch.Generator().manual_seed(0))
+    up, feature = student.decoder.up_blocks[-1], torch.empty(1, 7, 4, 224, 200)
+    assert up.by_frame and feature.nbytes > CACHE, "this would not be split"
+    with torch.no_grad():
+        split = student(latents)
+    torch.testing.assert_close(split, student(latents).detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_pooled_attention_reads_means_of_squares(vae):
+    plain, pooled = Attention(8), Attention(8, pool=2)
+    pooled.load_state_dict(plain.state_dict())
+    x = torch.randn(1, 2, 8, 5, 6, generator=torch.Generator().manual_seed(0))
+    flat = x.flatten(0, 1)
+    normed = torch.nn.functional.normalize(flat, dim=1) * 8**0.5 * plain.norm.gamma
+    query, key, value = plain.to_qkv(normed).chunk(3, 1)
+    squares = [(slice(r, r + 2), slice(c, c + 2)) for r in (0, 2, 4) for c in (0, 2, 4)]
+    keys, values = (torch.stack([part[:, :, r, c].mean((2, 3)) for r, c in squares], 2) for part in (key, value))
+    shares = (query.flatten(2).mT @ keys / 8**0.5).softmax(-1)
+    wanted = x + plain.proj((shares @ values.mT).mT.unflatten(2, (5, 6)).contiguous()).unflatten(0, (1, 2))
+    torch.testing.assert_close(pooled(x), wanted, rtol=1e-5, atol=1e-5)
+    same = x[..., :1, :1].expand(x.shape)
+    torch.testing.assert_close(pooled(same), plain(same), rtol=1e-5, atol=1e-5)
+    student = WanDecoder(spec_of(vae.config, pool=2))
+    with pytest.raises(UnsupportedModelError, match="attends to every pixel"):
+        to_official(student)

@@ -119,9 +119,9 @@ def test_damaged_weights_are_refused_and_the_vae_is_left_alone(vae, method, late
         pass
 
 
-@pytest.mark.parametrize("fields", [{"operators": ("sparse",)}, {"widths": (0, -1)}])
+@pytest.mark.parametrize("fields", [{"operators": ("sparse",)}, {"widths": (0, -1)}, {"pool": 0}])
 def test_fields_off_their_range(fields):
-    with pytest.raises(ValueError, match="there are dense|0 \\(all\\) or more"):
+    with pytest.raises(ValueError, match="there are dense|0 \\(all\\) or more|at least one row"):
         FlashVAED(**fields)
     with pytest.raises(ValueError, match="chunk=-1"):
         ExactDecode(chunk=-1)

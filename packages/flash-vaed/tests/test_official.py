@@ -54,7 +54,8 @@ def test_a_checkpoint_makes_the_same_student(student, wan, tmp_path, kind):
     official = to_official(student) | {"encoder.dummy.weight": torch.zeros(3)}
     path = tmp_path / f"Flash_VAED_Wan.{kind}"
     (torch.save if kind == "pth" else save_file)(official, path)
-    method = convert(path, wan, tmp_path / "student", *preset(wan.config))
+    operators, widths = preset(wan.config)
+    method = convert(path, wan, tmp_path / "student", operators=operators, widths=widths)
     latents = torch.randn(1, 4, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = student(latents)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from fewstep_flash_vaed import causal
 from fewstep_flash_vaed.layers import Separable
-from fewstep_flash_vaed.operators import conv3d_to_2d, conv3d_to_dw
+from fewstep_flash_vaed.operators import conv3d_to_2d, conv3d_to_dw, fit_separable
 from fewstep_flash_vaed.prune import set_operator
 from torch.nn import functional as F
 
@@ -64,3 +64,21 @@ def test_the_error_of_separable_is_that_of_the_other_singular_values():
     for channel in range(3):
         values = torch.linalg.svdvals(weight[:, channel].flatten(1))
         assert float(error[:, channel].norm()) == pytest.approx(float(values[1:].norm()), abs=1e-10)
+
+
+def test_separable_is_found_from_features_where_there_is_one():
+    x, layer = [randn(1, 4, 3, 7, 6) for _ in range(3)], Separable(3, 5).double()
+    with torch.no_grad():
+        for part in (layer.depthwise, layer.pointwise):
+            part.weight.copy_(randn(*part.weight.shape))
+        layer.pointwise.bias.copy_(randn(5))
+        wanted = [layer(clip) for clip in x]
+        start = layer.depthwise.weight + 0.3 * randn(3, 1, 3, 3, 3)
+        errors = []
+        for sweeps in (0, 1, 20):
+            found = Separable(3, 5).double()
+            found.depthwise.weight.copy_((kernels := fit_separable(x, wanted, start, sweeps))[0])
+            found.pointwise.weight.copy_(kernels[1])
+            found.pointwise.bias.copy_(kernels[2])
+            errors.append(sum(float((found(a) - b).square().sum()) for a, b in zip(x, wanted, strict=True)))
+    assert errors[1] < errors[0] / 2 and errors[2] < 1e-3 * errors[0]

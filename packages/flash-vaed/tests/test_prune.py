@@ -84,6 +84,28 @@ def test_all_channels_kept_and_dense_is_the_teacher(vae, teacher, calibration):
 
 
 @torch.no_grad()
+def test_frames_that_stand_still_are_decoded_frame_by_frame_as_by_the_teacher(vae, teacher, calibration):
+    longer = teacher.decoder.up_blocks[0].upsamplers[0].time_conv
+    for weight in (longer.weight, longer.bias):
+        first, second = weight.chunk(2)
+        second.copy_(first)  # both frames of a latent are equal
+    student = WanDecoder(spec_of(vae.config, ("dense", "dense", "frame", "frame"), (0, 0, 0))).eval()
+    assert prune(teacher, student, calibration, Pruner()) == []
+    still = calibration[0][:, :, :1, :4, :4].expand(-1, -1, 40, -1, -1)
+    torch.testing.assert_close(student(still)[:, :, -1], teacher(still)[:, :, -1], rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_separable_convolutions_regressed_on_features_come_closer(vae, teacher, calibration):
+    errors = {}
+    for recovery in ("propagate", "fold"):
+        student = WanDecoder(spec_of(vae.config, ("separable", "separable", "dense", "dense"))).eval()
+        prune(teacher, student, calibration, Pruner(recovery=recovery))
+        errors[recovery] = float(sum((student(z) - teacher(z)).square().mean() for z in calibration))
+    assert errors["propagate"] < errors["fold"]
+
+
+@torch.no_grad()
 def test_regression_on_the_students_own_features_comes_closest(vae, teacher, calibration):
     errors = {}
     for recovery in ("propagate", "fold", "slice"):

@@ -109,7 +109,7 @@ def test_a_random_student_has_the_same_shape(saved):
 
 
 def test_students_that_differ_in_one_thing_are_scored_on_the_way():
-    loaded = Loaded(model=make_vae(), name="tiny", weights="random")
+    loaded = Loaded(model=make_vae(base_dim=16), name="tiny", weights="random")
     task = ClipDistilling(steps=4, marks=2, batch=2, crops=2, frames=3, size=16)
     found = task.run(loaded, torch.Generator().manual_seed(1)).quality
     scored = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,9 +66,13 @@ class Distillation:
         now = phase(step, self.steps, self.features)
         clips = footage.pieces(batch.clean, KINDS, batch.shared)
         student: Any = self.roles.student.network
-        with torch.no_grad():
+        cast = self.roles.student.autocast
+        with torch.no_grad(), torch.autocast(clips.device.type, cast) if cast else nullcontext():
             latents = wan_vae.encode(self.vae, clips)
             theirs, known = watched(self.teacher, latents)
+        dtype = next(student.parameters()).dtype  # float32, but for plans
+        latents, theirs = latents.to(dtype), theirs.to(dtype)
+        known = {name: features.to(dtype) for name, features in known.items()}
         found, ours = watched(student, latents)
         parts = {}
         if now.feature:

@@ -26,8 +26,8 @@ from .prune import Choice, Pruner, Recovery, prune
 from .select import Score, Select
 
 CHOICES = "prune.json"
-LEAST = 4
-"""Channels below which a stage saves no more time."""
+LEAST = 8
+"""Channels: with 4 at full resolution a student of a small VAE lost 10 dB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +37,16 @@ class Prune:
     operators: tuple[Operator, ...] = ()
     """Of the middle block and each up-block. Default: separable until time is upsampled, then frame by frame."""
     widths: tuple[int, ...] = ()
-    """Channels of each up-block, 0 for all. Default: behind the last time upsampler an eighth, but at least 4."""
+    """Channels of each up-block, 0 for all. Default: behind the last time upsampler an eighth, but at least 8."""
+    pool: int = 1
+    """Ours: attention keys and values are means of so many rows and columns of pixels; 2 saves three quarters of it."""
     select: Select = "greedy"
     """greedy: forward by R^2; qr: pivoted QR; variance; l1; random."""
     score: Score = "act"
     """Of which features: cov and corr of the maps themselves, act behind norm and activation of what reads them."""
     recovery: Recovery = "propagate"
     """propagate: regress on the student's own features; fold: on the teacher's kept ones; slice: only cut."""
-    clips: int = 8
+    clips: int = 24
     """Calibration crops of real clips."""
     frames: int = 5
     """Of each crop."""
@@ -81,7 +83,7 @@ class Prune:
     def shape(self, config: Any) -> dict[str, Any]:
         """Operators and widths, with the defaults for this VAE filled in."""
         operators, widths = preset(config)
-        return {"operators": self.operators or operators, "widths": self.widths or widths}
+        return {"operators": self.operators or operators, "widths": self.widths or widths, "pool": self.pool}
 
     @torch.no_grad()
     def calibration(self, vae: Any) -> list[Clip]:
@@ -96,10 +98,10 @@ class Prune:
         return found
 
 
-def show_sizes(config: Any, operators: tuple[Operator, ...], widths: tuple[int, ...]) -> None:
+def show_sizes(config: Any, **shape: Any) -> None:
     """Print what teacher and student take, stage by stage, for 81 frames of 480x832."""
     with torch.device("meta"):
-        both = [WanDecoder(spec) for spec in (spec_of(config), spec_of(config, operators, widths))]
+        both = [WanDecoder(spec) for spec in (spec_of(config), spec_of(config, **shape))]
     sizes, smaller = (by_stage(decoder, 81, 480, 832) for decoder in both)
     print("stage: parameters and GMAC of the teacher -> of the student, for 81 frames of 480x832")
     for stage, (weights, products) in sizes.items():
@@ -125,9 +127,8 @@ def fit(
     data: Sequence[Clip],
     *,
     out: Path,
-    operators: tuple[Operator, ...],
-    widths: tuple[int, ...],
     pruner: Pruner,
+    **shape: Any,
 ) -> FlashVAED:
     """Prune a student of the decoder of `vae` and save it to `out`.
 
@@ -135,31 +136,28 @@ def fit(
         vae: an ``AutoencoderKLWan``; left as it is.
         data: calibration latents, not normalised.
         out: folder.
-        operators: see `FlashVAED`.
-        widths: see `FlashVAED`.
         pruner: how to choose.
+        shape: operators, widths and pool, see `FlashVAED`.
 
     Raises:
         ValueError: operators or widths do not fit the VAE, or the features are not finite.
     """
-    student = WanDecoder(spec_of(vae.config, operators, widths))
+    student = WanDecoder(spec_of(vae.config, **shape))
     choices = prune(of_vae(vae), student, data, pruner)
-    method = save(student, out, {"operators": operators, "widths": widths, "teacher": fingerprint(vae.config)})
+    method = save(student, out, {**shape, "teacher": fingerprint(vae.config)})
     write_choices(out, choices)
     return method
 
 
-def convert(
-    checkpoint: Path, vae: Any, out: Path, operators: tuple[Operator, ...], widths: tuple[int, ...]
-) -> FlashVAED:
+def convert(checkpoint: Path, vae: Any, out: Path, **shape: Any) -> FlashVAED:
     """Save an official checkpoint as a student of `vae`.
 
     Raises:
         BadFileError: the checkpoint is damaged, or of another shape.
     """
-    student = WanDecoder(spec_of(vae.config, operators, widths))
+    student = WanDecoder(spec_of(vae.config, **shape))
     load_official(student, checkpoint)
-    return save(student, out, {"operators": operators, "widths": widths, "teacher": fingerprint(vae.config)})
+    return save(student, out, {**shape, "teacher": fingerprint(vae.config)})
 
 
 def write_choices(folder: Path, choices: Sequence[Choice]) -> None:

@@ -135,10 +135,11 @@ class Residual(nn.Module):
 
 
 class Attention(nn.Module):
-    """Single-head attention over the pixels of each frame."""
+    """Single-head attention over the pixels of each frame; keys and values may be means of squares of pixels."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, pool: int = 1) -> None:
         super().__init__()
+        self.pool = pool
         self.norm = Norm(channels, 2)
         self.to_qkv, self.proj = nn.Conv2d(channels, 3 * channels, 1), nn.Conv2d(channels, channels, 1)
 
@@ -147,7 +148,10 @@ class Attention(nn.Module):
         flat = x.flatten(0, 1)
         exact = flat if flat.dtype.itemsize >= 4 else flat.float()
         normed = F.normalize(exact, dim=1).to(flat.dtype) * (flat.shape[1] ** 0.5 * self.norm.gamma)
-        query, key, value = self.to_qkv(normed).flatten(2).mT[:, None].chunk(3, -1)
+        parts = list(self.to_qkv(normed).chunk(3, 1))
+        if self.pool > 1:
+            parts[1:] = (F.avg_pool2d(part, self.pool, ceil_mode=True) for part in parts[1:])
+        query, key, value = (part.flatten(2).mT[:, None] for part in parts)
         found = F.scaled_dot_product_attention(query, key, value)[:, 0].mT.unflatten(2, flat.shape[2:])
         return x + self.proj(found).unflatten(0, x.shape[:2])
 

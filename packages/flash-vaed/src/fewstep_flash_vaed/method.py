@@ -74,6 +74,8 @@ class FlashVAED(Method):
     """Convolutions of middle block and up-blocks: ``dense``, ``separable`` or ``frame``. Empty: all dense."""
     widths: tuple[int, ...] = ()
     """Channels of each up-block; 0 for as many as the teacher has. Empty: all of them."""
+    pool: int = 1
+    """Ours: each key and value of the attention is the mean of so many rows and columns; 1: one for each pixel."""
     teacher: str = ""
     """Which VAE it was made for, see `fingerprint`; another one is refused. Empty: any that fits."""
     weights: Path | None = hub.weights()
@@ -85,6 +87,8 @@ class FlashVAED(Method):
                 raise ValueError(f"operators={self.operators}: there are dense, separable and frame")
         if any(width < 0 for width in self.widths):
             raise ValueError(f"widths={self.widths}: channels are 0 (all) or more")
+        if self.pool < 1:
+            raise ValueError(f"pool={self.pool}: a key stands for at least one row and column")
 
     def student(self, config: Any) -> WanDecoder:
         """The student for a VAE with this configuration, on the CPU in float32.
@@ -99,7 +103,7 @@ class FlashVAED(Method):
                 "this flash-vaed has no weights: make a student with `fewstep fit flash-vaed --model VAE --out OUT`, "
                 "or load one with FlashVAED.from_pretrained"
             )
-        student = WanDecoder(spec_of(config, self.operators, self.widths))
+        student = WanDecoder(spec_of(config, self.operators, self.widths, self.pool))
         load(student, self.weights)
         return student
 
@@ -168,7 +172,7 @@ def save(student: WanDecoder, folder: Path, fields: dict[str, Any]) -> FlashVAED
     Args:
         student: its weights are saved in float32.
         folder: made where it does not exist; the file appears complete.
-        fields: operators, widths and teacher.
+        fields: operators, widths, pool and teacher.
     """
     import os
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from fewstep.errors import BadFileError
+from fewstep.errors import BadFileError, UnsupportedModelError
 from torch import Tensor
 
 from .decoder import WanDecoder
@@ -46,6 +46,8 @@ def _translated(name: str, modules: Mapping[str, str]) -> str:
 
 def to_official(student: WanDecoder) -> dict[str, Tensor]:
     """The student's weights by their names."""
+    if student.spec.pool > 1:
+        raise UnsupportedModelError("the authors' code attends to every pixel: a student with pool > 1 stays here")
     table = names(student)
     return {table[name]: value.contiguous() for name, value in student.state_dict().items()}
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
+
+from .causal import Frames
 
 Kernel3d = Float[Tensor, "o c 3 3 3"]
 
@@ -20,6 +25,52 @@ def conv3d_to_dw(weight: Kernel3d) -> tuple[Float[Tensor, "c 1 3 3 3"], Float[Te
     depthwise = (right[:, 0] * root[:, None]).view(-1, 1, *weight.shape[2:])
     pointwise = (left[:, :, 0] * root[:, None]).T[:, :, None, None, None]
     return depthwise.to(weight.dtype), pointwise.to(weight.dtype)
+
+
+def fit_separable(
+    x: Sequence[Frames], y: Sequence[Frames], depthwise: Float[Tensor, "c 1 3 3 3"], sweeps: int = 3
+) -> tuple[Float[Tensor, "c 1 3 3 3"], Float[Tensor, "o c 1 1 1"], Float[Tensor, " o"]]:
+    """Depthwise and pointwise kernels, and a bias, whose causal convolution of `x` comes close to `y`.
+
+    Alternating least squares, ours: all pointwise weights at once, then the kernel of one channel after the other.
+
+    Args:
+        x: features of calibration clips, ``[B, F, C, H, W]``.
+        y: what is wanted, ``[B, F, O, H, W]``.
+        depthwise: to begin with.
+        sweeps: over all channels.
+    """
+    wanted = torch.cat([clip.movedim(2, -1).flatten(0, -2) for clip in y]).double()
+    kernels = depthwise.flatten(1).double()
+    seen = [_patches(x, channel) for channel in range(len(kernels))]
+    found = torch.stack([patch.double() @ kernel for patch, kernel in zip(seen, kernels, strict=True)], 1)
+    for sweep in range(sweeps + 1):
+        squares = LeastSquares()
+        squares.add(found, wanted)
+        mixed, offset = squares.solve()
+        if sweep == sweeps:
+            break
+        rest = wanted - offset - found @ mixed
+        for channel, patch in enumerate(seen):
+            exact, weight = patch.double(), mixed[channel]
+            rest += found[:, channel, None] * weight
+            inside = exact.T @ exact
+            damping = 1e-6 * inside.diagonal().mean().clamp(min=1e-30) * torch.eye(len(inside), dtype=inside.dtype)
+            target = rest @ weight / weight.square().sum().clamp(min=1e-30)
+            kernels[channel] = torch.linalg.solve(inside + damping, exact.T @ target)
+            found[:, channel] = exact @ kernels[channel]
+            rest -= found[:, channel, None] * weight
+    dtype = depthwise.dtype
+    return kernels.view_as(depthwise).to(dtype), mixed.T[:, :, None, None, None].to(dtype), offset.to(dtype)
+
+
+def _patches(x: Sequence[Frames], channel: int) -> Float[Tensor, "n 27"]:
+    """The 27 positions that a causal 3x3x3 kernel sees of one channel, for each output."""
+    found = []
+    for clip in x:
+        padded = F.pad(clip[:, :, channel], (1, 1, 1, 1, 2, 0))
+        found.append(padded.unfold(1, 3, 1).unfold(2, 3, 1).unfold(3, 3, 1).flatten(-3).flatten(0, -2))
+    return torch.cat(found)
 
 
 def conv3d_to_2d(weight: Kernel3d, first: bool = False) -> Float[Tensor, "o c 3 3"]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .causal import Frames
 from .decoder import Clip, WanDecoder
 from .layers import Causal, Frame, Norm, Residual, Separable, channels_last
-from .operators import LeastSquares, conv3d_to_2d, conv3d_to_dw, fold_consumer
+from .operators import LeastSquares, conv3d_to_2d, conv3d_to_dw, fit_separable, fold_consumer
 from .select import Moments, Score, Select, pca_bound, r2, rows, select_channels
 
 Recovery = Literal["propagate", "fold", "slice"]
@@ -106,8 +106,7 @@ def prune(teacher: WanDecoder, student: WanDecoder, latents: Sequence[Clip], pru
         raise ValueError("no calibration latents: give at least one clip")
     x = [teacher.post_quant_conv(channels_last(clip.transpose(1, 2))) for clip in latents]
     _copy(student.post_quant_conv, teacher.post_quant_conv)
-    x = _early(teacher.decoder, student.decoder, x)
-    ours: Clips = x
+    x, ours = _early(teacher.decoder, student.decoder, x, pruner)
     kept: Any = None
     narrow = False
     blocks: Any = zip(teacher.decoder.up_blocks, student.decoder.up_blocks, strict=True)
@@ -116,11 +115,11 @@ def prune(teacher: WanDecoder, student: WanDecoder, latents: Sequence[Clip], pru
         if stage.narrow and not narrow:  # the resampler before keeps only some rows
             kept = pruner.choose(f"up{number}.in", x, stage.inside, source.resnets[0].norm1)
             _keep_rows(student.decoder.up_blocks[number - 1], teacher.decoder.up_blocks[number - 1], kept)
-            ours = [clip[:, :, kept] for clip in x]
+        if number and not narrow:
+            ours = _resampled(student.decoder.up_blocks[number - 1], x, ours, kept, pruner)
         narrow = stage.narrow
         if not narrow:
-            _convert(source, target)
-            x = ours = [source(clip) for clip in x]
+            x, ours = _wide(source, target, x, ours, pruner)
             continue
         following = student.spec.stages[number + 1].inside if number + 1 < len(student.spec.stages) else 0
         x, ours, kept = _narrow(source, target, x, ours, kept, pruner, f"up{number}", following)
@@ -128,31 +127,70 @@ def prune(teacher: WanDecoder, student: WanDecoder, latents: Sequence[Clip], pru
     return pruner.choices
 
 
-def _early(teacher: Any, student: Any, x: Clips) -> Clips:
-    """What stays at full width; features that go on are the teacher's, since separable weights need training first."""
+def _early(teacher: Any, student: Any, x: Clips, pruner: Pruner) -> tuple[Clips, Clips]:
+    """Input convolution and middle block; features of the teacher and the student."""
     _copy(student.conv_in, teacher.conv_in)
     _convert(teacher.mid_block, student.mid_block)
-    return [teacher.mid_block(teacher.conv_in(clip)) for clip in x]
+    x = ours = [teacher.conv_in(clip) for clip in x]
+    (first, second), attention = teacher.mid_block.resnets, teacher.mid_block.attentions[0]
+    x, ours = _full(first, student.mid_block.resnets[0], x, ours, pruner)
+    x, ours = [attention(clip) for clip in x], [student.mid_block.attentions[0](clip) for clip in ours]
+    return _full(second, student.mid_block.resnets[1], x, ours, pruner)
+
+
+def _wide(source: Any, target: Any, x: Clips, ours: Clips, pruner: Pruner) -> tuple[Clips, Clips]:
+    """An up-block that keeps its width: features of the teacher behind it, of the student before its resampler."""
+    _convert(source, target)
+    for old, new in zip(source.resnets, target.resnets, strict=True):
+        x, ours = _full(old, new, x, ours, pruner)
+    return (x if source.upsamplers is None else [source.upsamplers[0](clip) for clip in x]), ours
+
+
+def _full(old: Any, new: Any, x: Clips, ours: Clips, pruner: Pruner) -> tuple[Clips, Clips]:
+    """A residual block of full width; separable convolutions are regressed on the student's own features."""
+    inner = [old.conv1(old.norm1(clip)) for clip in x]
+    out = [old.conv2(old.norm2(clip)) + old.conv_shortcut(by) for clip, by in zip(inner, x, strict=True)]
+    if pruner.recovery == "propagate" and isinstance(new.conv1, Separable):
+        hidden = _separate(new.conv1, [new.norm1(clip) for clip in ours], inner)
+        lacking = [clip - new.conv_shortcut(by) for clip, by in zip(out, ours, strict=True)]
+        _separate(new.conv2, [new.norm2(clip) for clip in hidden], lacking)
+    return out, [new(clip) for clip in ours]
+
+
+def _separate(conv: Separable, x: Clips, wanted: Clips) -> Clips:
+    """Let a separable convolution come close to what is wanted; it starts with the weights that it has."""
+    depthwise, pointwise, bias = fit_separable(x, wanted, conv.depthwise.weight)
+    conv.depthwise.weight.copy_(depthwise)
+    conv.pointwise.weight.copy_(pointwise)
+    conv.pointwise.bias.copy_(bias)
+    return [conv(clip) for clip in x]
+
+
+def _resampled(block: Any, x: Clips, ours: Clips, kept: Tensor | None, pruner: Pruner) -> Clips:
+    """The student's features behind the resampler of a block of full width, or the teacher's where it goes on alone."""
+    if pruner.recovery != "propagate":
+        return x if kept is None else [clip[:, :, kept] for clip in x]
+    return [block.upsamplers[0](clip) for clip in ours]
 
 
 def _convert(source: nn.Module, target: nn.Module) -> None:
     """Copy weights, replacing operators where the target has others."""
-    for (_, ours), (_, theirs) in zip(_convolutions(target), _convolutions(source), strict=True):
-        set_operator(ours, theirs.weight, theirs.bias)
+    for theirs, ours in zip(_residuals(source), _residuals(target), strict=True):
+        set_operator(ours.conv1, theirs.conv1.weight, theirs.conv1.bias)
+        set_operator(ours.conv2, theirs.conv2.weight, theirs.conv2.bias)
+        past = theirs.conv_shortcut
+        if isinstance(past, nn.Identity) and not isinstance(ours.conv_shortcut, nn.Identity):
+            same = torch.eye(len(theirs.conv2.bias))[:, :, None, None, None]
+            set_operator(ours.conv_shortcut, same, torch.zeros(len(same)))
+        elif not isinstance(past, nn.Identity):
+            set_operator(ours.conv_shortcut, past.weight, past.bias)
     known = source.state_dict()
     own = {n: known[n] for n, old in target.state_dict().items() if n in known and known[n].shape == old.shape}
     target.load_state_dict(own, strict=False)
 
 
-def _convolutions(module: nn.Module) -> list[tuple[str, Any]]:
-    """Convolutions of residual blocks that may be replaced, in order."""
-    found = []
-    for name, block in module.named_modules():
-        if isinstance(block, Residual):
-            found += [(f"{name}.conv1", block.conv1), (f"{name}.conv2", block.conv2)]
-            if not isinstance(block.conv_shortcut, nn.Identity):
-                found.append((f"{name}.conv_shortcut", block.conv_shortcut))
-    return found
+def _residuals(module: nn.Module) -> list[Any]:
+    return [block for block in module.modules() if isinstance(block, Residual)]
 
 
 def set_operator(target: Any, weight: Tensor, bias: Tensor) -> None:

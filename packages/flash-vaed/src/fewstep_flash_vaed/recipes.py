@@ -33,6 +33,8 @@ class Distil(Recipe):
     clip: float = 1.0
     ema: float = 0.99
     ema_from: int = 20
+    precision: str = "bfloat16"  # type: ignore[assignment]
+    """Of encoder and teacher; the student always trains in float32."""
     save_every: int = free(50)
     model: str = "clips-wan-vae"
     """The teacher: a VAE or a pipeline with one, by name, folder or hub id."""
@@ -110,6 +112,7 @@ def _shape(student: WanDecoder) -> dict[str, Any]:
     return {
         "operators": (spec.middle, *(stage.operator for stage in spec.stages)),
         "widths": tuple(stage.width if stage.narrow else 0 for stage in spec.stages),
+        "pool": spec.pool,
     }
 
 
