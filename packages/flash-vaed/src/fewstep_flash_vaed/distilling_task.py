@@ -21,21 +21,23 @@ from .decoder import of_vae, spec_of
 from .fit import Prune, preset
 from .install import wan_vae as vae_of
 from .loss import psnr, sharpness
+from .pruning_task import once
 from .recipes import Distil
 
 Held = list[tuple[Tensor, Tensor]]
 """Latents of held-out crops, and the crops."""
 
 
-def students(config: Any) -> dict[str, dict[str, Any]]:
+def students(config: Any, prune: Prune) -> dict[str, dict[str, Any]]:
     """Fields of the recipe by name of the student; ``pruned`` is the usual one."""
     stages = zip(preset(config)[1], spec_of(config).stages, strict=True)
+    wider = tuple(min(2 * width, stage.inside) for width, stage in stages)
     return {
-        "pruned": {},
-        "wider": {"prune": Prune(widths=tuple(min(2 * width, stage.inside) for width, stage in stages))},
-        "random": {"start": "random"},
-        "sliced": {"prune": Prune(recovery="slice")},
-        "pixels": {"features": False},
+        "pruned": {"prune": prune},
+        "wider": {"prune": replace(prune, widths=wider)},
+        "random": {"prune": prune, "start": "random"},
+        "sliced": {"prune": replace(prune, recovery="slice")},
+        "pixels": {"prune": prune, "features": False},
     }
 
 
@@ -55,6 +57,8 @@ class ClipDistilling:
     """How often each is scored, the last time at the end."""
     batch: int = 4
     """Crops of a step."""
+    calibration: int = 24
+    """Crops for pruning."""
     crops: int = 12
     """Held-out crops for scoring."""
     frames: int = 9
@@ -63,17 +67,21 @@ class ClipDistilling:
     """Pixels of each crop, each way."""
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.marks, self.batch, self.crops, self.frames, self.size) < 1 or self.marks > self.steps:
+        if (
+            min(self.steps, self.marks, self.batch, self.calibration, self.crops, self.frames, self.size) < 1
+            or self.marks > self.steps
+        ):
             raise ValueError(f"all numbers must be positive and marks at most steps, found {self}")
 
     def small(self) -> ClipDistilling:
         """Two students, two steps."""
-        return replace(self, arms=self.arms[:2], steps=2, marks=1, batch=2, crops=1, size=16)
+        return replace(self, arms=self.arms[:2], steps=2, marks=1, batch=2, calibration=2, crops=1, size=16)
 
+    @once
     def run(self, loaded: Loaded, generator: torch.Generator) -> Outcome:
         """PSNR to teacher and clip, and sharpness, by student and step."""
         vae, seed = vae_of(loaded.model, "clip-distilling"), generator.initial_seed()
-        known = students(vae.config)
+        known = students(vae.config, Prune(clips=self.calibration, size=self.size))
         if unknown := set(self.arms) - set(known):
             raise FewstepError(f"no student is called {min(unknown)!r}; there are {', '.join(known)}")
         held = self._held(vae, generator)
@@ -90,7 +98,7 @@ class ClipDistilling:
                 if (step + 1) * self.marks % self.steps < self.marks:
                     quality |= {f"{what}_{name}_{step + 1}": found for what, found in _score(loop, vae, held).items()}
             seconds[name] = (time.perf_counter() - began) / self.steps
-        return Outcome(seconds=seconds, quality=quality)
+        return Outcome(seconds=seconds, quality=quality, evidence=torch.tensor(list(quality.values())))
 
     def compare(self, outcome: Outcome, baseline: Outcome) -> dict[str, float]:
         """Nothing: both arms train the same students."""
