@@ -117,6 +117,12 @@ def test_a_decoder_is_described_or_refused(vae):
         spec_of(vae.config, (), (4, 4, 4))
     with pytest.raises(ValueError, match="cannot be kept"):
         spec_of(vae.config, (), (0, 9, 4))
+    for operators, widths in (((), (0, 4, 0)), (("dense", "dense", "dense", "separable"), (0, 0, 4))):
+        longer = make_vae(temperal_downsample=[True, True]).config if not operators else vae.config
+        with pytest.raises(ValueError, match="separable or upsamples time"):
+            spec_of(longer, operators, widths)
+    with pytest.raises(ValueError, match="pool=0"):
+        spec_of(vae.config, pool=0)
     with pytest.raises(TypeError, match="Wan 2.2"):
         spec_of(make_vae(is_residual=True).config)
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from fewstep_flash_vaed import causal
+from fewstep_flash_vaed.full_width import set_operator
 from fewstep_flash_vaed.layers import Separable
 from fewstep_flash_vaed.operators import conv3d_to_2d, conv3d_to_dw, fit_separable
-from fewstep_flash_vaed.prune import set_operator
 from torch.nn import functional as F
 
 GENERATOR = torch.Generator().manual_seed(0)

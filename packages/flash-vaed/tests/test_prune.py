@@ -95,6 +95,25 @@ def test_frames_that_stand_still_are_decoded_frame_by_frame_as_by_the_teacher(va
     torch.testing.assert_close(student(still)[:, :, -1], teacher(still)[:, :, -1], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("recovery", ["propagate", "fold", "slice"])
+@torch.no_grad()
+def test_a_narrowed_stage_that_keeps_all_channels_is_the_teachers(vae, teacher, calibration, recovery):
+    student = WanDecoder(spec_of(vae.config, (), (0, 0, 8))).eval()
+    choices = prune(teacher, student, calibration, Pruner(recovery=recovery))
+    assert choices and all(choice.kept == tuple(range(8)) for choice in choices)
+    torch.testing.assert_close(student(calibration[0]), teacher(calibration[0]), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("recovery", ["propagate", "fold", "slice"])
+@torch.no_grad()
+def test_a_wide_stage_may_follow_a_narrow_one(vae, teacher, calibration, recovery):
+    student = WanDecoder(spec_of(vae.config, ("dense", "dense", "frame", "frame"), (0, 6, 0))).eval()
+    prune(teacher, student, calibration, Pruner(recovery=recovery))
+    assert (
+        student(calibration[0]).shape == teacher(calibration[0]).shape and torch.isfinite(student(calibration[0])).all()
+    )
+
+
 @torch.no_grad()
 def test_separable_convolutions_regressed_on_features_come_closer(vae, teacher, calibration):
     errors = {}

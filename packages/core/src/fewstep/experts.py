@@ -101,9 +101,11 @@ def fastest(model: Any, call: Callable[[], Result], names: Sequence[str] = MANY_
     """What `call` returns, with its seconds last, by the implementation of experts that takes the fewest.
 
     A benchmark's unchanged model should be as fast as transformers can make it. Where `run` is installed, as by a
-    method under test, and where a model has no choice, `call` is made once.
+    method under test, and where a model has no experts, `call` is made once.
     """
-    choice = getattr(model, "get_experts_implementation", lambda: IMPLEMENTATION)()
+    if not _sites(model):
+        return call()
+    choice = model.get_experts_implementation()
     if IMPLEMENTATION in (choice.values() if isinstance(choice, dict) else (choice,)):
         return call()
     found = []

@@ -69,11 +69,12 @@ def spec_of(config: Any, operators: tuple[Operator, ...] = (), widths: tuple[int
         config: the configuration of the VAE.
         operators: of the middle block and of each up-block; empty: all dense.
         widths: channels kept in each up-block, 0 for all; empty: all.
-        pool: see `Spec`.
+        pool: rows and columns that a key of the attention stands for, 1 or more.
 
     Raises:
         UnsupportedModelError: Wan 2.2's residual blocks, or attention in up-blocks.
-        ValueError: not one operator and width for each block, or more channels than there are.
+        ValueError: not one operator and width for each block, more channels than there are, a width for a block that is
+            separable or upsamples time, or no pool.
     """
     if config.is_residual or config.patch_size is not None or config.attn_scales:
         raise UnsupportedModelError(
@@ -84,10 +85,16 @@ def spec_of(config: Any, operators: tuple[Operator, ...] = (), widths: tuple[int
     dims = [base * factor for factor in (config.dim_mult[-1], *config.dim_mult[::-1])]
     last = len(dims) - 2
     operators, widths = operators or ("dense",) * (last + 2), widths or (0,) * (last + 1)
-    _check(operators, widths, dims)
     longer = tuple(config.temperal_downsample)[::-1]
+    _check(operators, widths, dims)
+    if pool < 1:
+        raise ValueError(f"pool={pool}: a key stands for at least one row and column")
     stages = []
     for number, (inside, outside) in enumerate(zip(dims, dims[1:], strict=False)):
+        if widths[number] and (operators[number + 1] == "separable" or (number < last and longer[number])):
+            raise ValueError(
+                f"up-block {number} is separable or upsamples time: it keeps all of its channels (width 0)"
+            )
         kept, following = widths[number], 0 if number == last else widths[number + 1]
         full_in = inside if number == 0 else inside // 2
         stages.append(

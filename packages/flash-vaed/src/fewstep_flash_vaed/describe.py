@@ -27,7 +27,7 @@ def describe(config: Any) -> list[tuple[str, str]]:
     Times are of random weights in the fastest exact formulation on this machine: for shares, not for whole videos.
 
     Raises:
-        UnsupportedModelError: no ``AutoencoderKLWan``.
+        UnsupportedModelError: no ``AutoencoderKLWan``, or one like Wan 2.2's.
     """
     fields = config if isinstance(config, dict) else config.to_dict()
     if (found := fields.get("_class_name")) != "AutoencoderKLWan":
@@ -47,9 +47,9 @@ def describe(config: Any) -> list[tuple[str, str]]:
             f"{weights:,} -> {fewer[stage][0]:,} parameters, {products / 1e9:,.1f} -> {fewer[stage][1] / 1e9:,.1f} GMAC"
         )
         if stage in spent:
-            (ours, dense), (theirs, _) = spent[stage], less[stage]
-            said += f", {1e3 * ours:.1f} -> {1e3 * theirs:.1f} ms"
-            said += f" ({min(1.0, dense / ours):.0%} of it causal convolutions)" if dense else ""
+            (before, dense), (after, _) = spent[stage], less[stage]
+            said += f", {1e3 * before:.1f} -> {1e3 * after:.1f} ms"
+            said += f" ({min(1.0, dense / before):.0%} of it causal convolutions)" if dense else ""
         rows.append((stage, said))
     clip = "{} frames of {}x{}".format
     return [*rows, ("counted for", clip(*SIZE)), ("timed on", f"{clip(*TIMED)}, random weights, this machine")]

@@ -51,6 +51,8 @@ class Distillation:
     mix: float = 0.5
     """Share of the teacher's pixels in the target, the rest is the clip."""
     features: bool = True
+    cast: torch.dtype | None = None
+    """Of autocast for encoder and teacher; None for their own."""
 
     def __post_init__(self) -> None:
         self.vae.eval().requires_grad_(False)
@@ -66,7 +68,7 @@ class Distillation:
         now = phase(step, self.steps, self.features)
         clips = footage.pieces(batch.clean, KINDS, batch.shared)
         student: Any = self.roles.student.network
-        cast = self.roles.student.autocast
+        cast = self.cast if clips.device.type != "meta" else None  # plans compute nothing
         with torch.no_grad(), torch.autocast(clips.device.type, cast) if cast else nullcontext():
             latents = wan_vae.encode(self.vae, clips)
             theirs, known = watched(self.teacher, latents)
@@ -106,7 +108,10 @@ class Distillation:
 
 
 def watched(decoder: WanDecoder, latents: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Pixels, and the outputs of the middle block (``mid``) and of each up-block's last residual block (``up0``)."""
+    """Pixels, and the outputs of the middle block (``mid``) and of each up-block's last residual block (``up0``).
+
+    Of a frame-by-frame student only while gradients are recorded, since else its frames pass few at a time.
+    """
     seen: dict[str, Tensor] = {}
     inner = decoder.decoder
     places: dict[str, Any] = {"mid": inner.mid_block}

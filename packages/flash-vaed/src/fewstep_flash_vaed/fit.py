@@ -63,6 +63,8 @@ class Prune:
     """Of the crops."""
 
     def __post_init__(self) -> None:
+        if self.pool < 1:
+            raise ValueError(f"pool={self.pool}: a key stands for at least one row and column")
         if self.clips + len(self.latents) < 1 or self.frames < 1 or self.size < 1:
             raise ValueError("calibration needs at least one crop of at least one frame and pixel")
         for path in self.latents:
@@ -81,7 +83,7 @@ class Prune:
         return Pruner(select=self.select, score=self.score, recovery=self.recovery, seed=self.seed, watch=watch)
 
     def shape(self, config: Any) -> dict[str, Any]:
-        """Operators and widths, with the defaults for this VAE filled in."""
+        """Operators, widths and pool, with the defaults for this VAE filled in."""
         operators, widths = preset(config)
         return {"operators": self.operators or operators, "widths": self.widths or widths, "pool": self.pool}
 
@@ -140,7 +142,7 @@ def fit(
         shape: operators, widths and pool, see `FlashVAED`.
 
     Raises:
-        ValueError: operators or widths do not fit the VAE, or the features are not finite.
+        ValueError: the shape does not fit the VAE, or the features are not finite.
     """
     student = WanDecoder(spec_of(vae.config, **shape))
     choices = prune(of_vae(vae), student, data, pruner)

@@ -45,7 +45,11 @@ def _translated(name: str, modules: Mapping[str, str]) -> str:
 
 
 def to_official(student: WanDecoder) -> dict[str, Tensor]:
-    """The student's weights by their names."""
+    """The student's weights by their names.
+
+    Raises:
+        UnsupportedModelError: it pools the keys of its attention, which their code does not.
+    """
     if student.spec.pool > 1:
         raise UnsupportedModelError("the authors' code attends to every pixel: a student with pool > 1 stays here")
     table = names(student)
@@ -107,9 +111,10 @@ class Export:
 
         assert isinstance(method, FlashVAED)
         vae = wan_vae(fewstep.load(self.model).model, method.name)
-        folder.mkdir(parents=True, exist_ok=True)
         student = method.student(vae.config)
-        save_file(to_official(student), folder / self.file)
+        weights = to_official(student)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(weights, folder / self.file)
         separable = any(isinstance(part, Separable) for part in student.modules())
         note = "" if separable else "; it has no separable convolutions, which their classes expect"
         return [f"{self.file}: {len(student.state_dict())} weights, none of the encoder{note}"]

@@ -41,9 +41,8 @@ def fit_separable(
         sweeps: over all channels.
     """
     wanted = torch.cat([clip.movedim(2, -1).flatten(0, -2) for clip in y]).double()
-    kernels = depthwise.flatten(1).double()
-    seen = [_patches(x, channel) for channel in range(len(kernels))]
-    found = torch.stack([patch.double() @ kernel for patch, kernel in zip(seen, kernels, strict=True)], 1)
+    kernels = depthwise.flatten(1).double().clone()
+    found = torch.stack([_patches(x, channel) @ kernel for channel, kernel in enumerate(kernels)], 1)
     for sweep in range(sweeps + 1):
         squares = LeastSquares()
         squares.add(found, wanted)
@@ -51,8 +50,8 @@ def fit_separable(
         if sweep == sweeps:
             break
         rest = wanted - offset - found @ mixed
-        for channel, patch in enumerate(seen):
-            exact, weight = patch.double(), mixed[channel]
+        for channel in range(len(kernels)):  # patches are 27 times the features: never those of two channels
+            exact, weight = _patches(x, channel), mixed[channel]
             rest += found[:, channel, None] * weight
             inside = exact.T @ exact
             damping = 1e-6 * inside.diagonal().mean().clamp(min=1e-30) * torch.eye(len(inside), dtype=inside.dtype)
@@ -70,7 +69,7 @@ def _patches(x: Sequence[Frames], channel: int) -> Float[Tensor, "n 27"]:
     for clip in x:
         padded = F.pad(clip[:, :, channel], (1, 1, 1, 1, 2, 0))
         found.append(padded.unfold(1, 3, 1).unfold(2, 3, 1).unfold(3, 3, 1).flatten(-3).flatten(0, -2))
-    return torch.cat(found)
+    return torch.cat(found).double()
 
 
 def conv3d_to_2d(weight: Kernel3d, first: bool = False) -> Float[Tensor, "o c 3 3"]:

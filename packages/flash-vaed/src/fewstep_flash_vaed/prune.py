@@ -12,12 +12,13 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from .causal import Frames
 from .decoder import Clip, WanDecoder
-from .layers import Causal, Frame, Norm, Residual, Separable, channels_last
-from .operators import LeastSquares, conv3d_to_2d, conv3d_to_dw, fit_separable, fold_consumer
+from .full_width import copy, early, resampled, set_operator, wide
+from .layers import Causal, Norm, channels_last
+from .operators import LeastSquares, fold_consumer
 from .select import Moments, Score, Select, pca_bound, r2, rows, select_channels
 
 Recovery = Literal["propagate", "fold", "slice"]
@@ -61,7 +62,7 @@ class Pruner:
             moments.add(rows(consumer(clip) if self.score == "act" and consumer is not None else clip))
         gram = moments.gram(standardised=self.score == "corr")
         magnitude = torch.as_tensor(moments.absolute) / moments.count
-        kept = select_channels(gram, k, self.select, magnitude=magnitude, generator=self.generator)
+        kept = select_channels(gram, k, self.select, magnitude=magnitude, generator=self.generator).sort().values
         found = Choice(
             point=point,
             kept=tuple(kept.tolist()),
@@ -96,7 +97,7 @@ def prune(teacher: WanDecoder, student: WanDecoder, latents: Sequence[Clip], pru
     Args:
         teacher: all dense.
         student: a decoder of the same VAE with other operators and widths; its weights are overwritten.
-        latents: not normalised, of calibration clips; all features of one layer are held at once.
+        latents: not normalised, of calibration clips; all features of one layer, of both, are held at once.
         pruner: how; its `choices` are filled.
 
     Returns:
@@ -104,10 +105,11 @@ def prune(teacher: WanDecoder, student: WanDecoder, latents: Sequence[Clip], pru
     """
     if not latents:
         raise ValueError("no calibration latents: give at least one clip")
+    propagate = pruner.recovery == "propagate"
     x = [teacher.post_quant_conv(channels_last(clip.transpose(1, 2))) for clip in latents]
-    _copy(student.post_quant_conv, teacher.post_quant_conv)
-    x, ours = _early(teacher.decoder, student.decoder, x, pruner)
-    kept: Any = None
+    copy(student.post_quant_conv, teacher.post_quant_conv)
+    x, ours = early(teacher.decoder, student.decoder, x, propagate)
+    kept = torch.empty(0, dtype=torch.long)
     narrow = False
     blocks: Any = zip(teacher.decoder.up_blocks, student.decoder.up_blocks, strict=True)
     for number, (source, target) in enumerate(blocks):
@@ -116,98 +118,16 @@ def prune(teacher: WanDecoder, student: WanDecoder, latents: Sequence[Clip], pru
             kept = pruner.choose(f"up{number}.in", x, stage.inside, source.resnets[0].norm1)
             _keep_rows(student.decoder.up_blocks[number - 1], teacher.decoder.up_blocks[number - 1], kept)
         if number and not narrow:
-            ours = _resampled(student.decoder.up_blocks[number - 1], x, ours, kept, pruner)
+            going_on = ours if propagate else None
+            ours = resampled(student.decoder.up_blocks[number - 1], x, going_on, kept if stage.narrow else None)
         narrow = stage.narrow
         if not narrow:
-            x, ours = _wide(source, target, x, ours, pruner)
+            x, ours = wide(source, target, x, ours, propagate)
             continue
         following = student.spec.stages[number + 1].inside if number + 1 < len(student.spec.stages) else 0
         x, ours, kept = _narrow(source, target, x, ours, kept, pruner, f"up{number}", following)
     _head(teacher.decoder, student.decoder, x, ours, kept, pruner)
     return pruner.choices
-
-
-def _early(teacher: Any, student: Any, x: Clips, pruner: Pruner) -> tuple[Clips, Clips]:
-    """Input convolution and middle block; features of the teacher and the student."""
-    _copy(student.conv_in, teacher.conv_in)
-    _convert(teacher.mid_block, student.mid_block)
-    x = ours = [teacher.conv_in(clip) for clip in x]
-    (first, second), attention = teacher.mid_block.resnets, teacher.mid_block.attentions[0]
-    x, ours = _full(first, student.mid_block.resnets[0], x, ours, pruner)
-    x, ours = [attention(clip) for clip in x], [student.mid_block.attentions[0](clip) for clip in ours]
-    return _full(second, student.mid_block.resnets[1], x, ours, pruner)
-
-
-def _wide(source: Any, target: Any, x: Clips, ours: Clips, pruner: Pruner) -> tuple[Clips, Clips]:
-    """An up-block that keeps its width: features of the teacher behind it, of the student before its resampler."""
-    _convert(source, target)
-    for old, new in zip(source.resnets, target.resnets, strict=True):
-        x, ours = _full(old, new, x, ours, pruner)
-    return (x if source.upsamplers is None else [source.upsamplers[0](clip) for clip in x]), ours
-
-
-def _full(old: Any, new: Any, x: Clips, ours: Clips, pruner: Pruner) -> tuple[Clips, Clips]:
-    """A residual block of full width; separable convolutions are regressed on the student's own features."""
-    inner = [old.conv1(old.norm1(clip)) for clip in x]
-    out = [old.conv2(old.norm2(clip)) + old.conv_shortcut(by) for clip, by in zip(inner, x, strict=True)]
-    if pruner.recovery == "propagate" and isinstance(new.conv1, Separable):
-        hidden = _separate(new.conv1, [new.norm1(clip) for clip in ours], inner)
-        lacking = [clip - new.conv_shortcut(by) for clip, by in zip(out, ours, strict=True)]
-        _separate(new.conv2, [new.norm2(clip) for clip in hidden], lacking)
-    return out, [new(clip) for clip in ours]
-
-
-def _separate(conv: Separable, x: Clips, wanted: Clips) -> Clips:
-    """Let a separable convolution come close to what is wanted; it starts with the weights that it has."""
-    depthwise, pointwise, bias = fit_separable(x, wanted, conv.depthwise.weight)
-    conv.depthwise.weight.copy_(depthwise)
-    conv.pointwise.weight.copy_(pointwise)
-    conv.pointwise.bias.copy_(bias)
-    return [conv(clip) for clip in x]
-
-
-def _resampled(block: Any, x: Clips, ours: Clips, kept: Tensor | None, pruner: Pruner) -> Clips:
-    """The student's features behind the resampler of a block of full width, or the teacher's where it goes on alone."""
-    if pruner.recovery != "propagate":
-        return x if kept is None else [clip[:, :, kept] for clip in x]
-    return [block.upsamplers[0](clip) for clip in ours]
-
-
-def _convert(source: nn.Module, target: nn.Module) -> None:
-    """Copy weights, replacing operators where the target has others."""
-    for theirs, ours in zip(_residuals(source), _residuals(target), strict=True):
-        set_operator(ours.conv1, theirs.conv1.weight, theirs.conv1.bias)
-        set_operator(ours.conv2, theirs.conv2.weight, theirs.conv2.bias)
-        past = theirs.conv_shortcut
-        if isinstance(past, nn.Identity) and not isinstance(ours.conv_shortcut, nn.Identity):
-            same = torch.eye(len(theirs.conv2.bias))[:, :, None, None, None]
-            set_operator(ours.conv_shortcut, same, torch.zeros(len(same)))
-        elif not isinstance(past, nn.Identity):
-            set_operator(ours.conv_shortcut, past.weight, past.bias)
-    known = source.state_dict()
-    own = {n: known[n] for n, old in target.state_dict().items() if n in known and known[n].shape == old.shape}
-    target.load_state_dict(own, strict=False)
-
-
-def _residuals(module: nn.Module) -> list[Any]:
-    return [block for block in module.modules() if isinstance(block, Residual)]
-
-
-def set_operator(target: Any, weight: Tensor, bias: Tensor) -> None:
-    """Give a convolution of any operator the weights closest to a dense kernel ``[o, c, 3, 3, 3]`` (or 1x1x1)."""
-    if isinstance(target, Separable):
-        if weight.shape[-1] == 1:
-            depthwise, pointwise = torch.ones_like(target.depthwise.weight), weight
-        else:
-            depthwise, pointwise = conv3d_to_dw(weight)
-        target.depthwise.weight.copy_(depthwise)
-        target.depthwise.bias.zero_()
-        target.pointwise.weight.copy_(pointwise)
-        target.pointwise.bias.copy_(bias)
-        return
-    collapsed = conv3d_to_2d(weight) if isinstance(target, Frame) else weight
-    target.weight.copy_(collapsed.view_as(target.weight))
-    target.bias.copy_(bias)
 
 
 def _keep_rows(target: Any, source: Any, kept: Tensor) -> None:
@@ -275,14 +195,10 @@ def _consume(
     return [own(clip) for clip in activated]
 
 
-def _head(teacher: Any, student: Any, x: Clips, ours: Clips, kept: Tensor | None, pruner: Pruner) -> None:
-    if kept is None or student.norm_out.gamma.shape == teacher.norm_out.gamma.shape:
-        _copy(student.norm_out, teacher.norm_out)
-        _copy(student.conv_out, teacher.conv_out)
+def _head(teacher: Any, student: Any, x: Clips, ours: Clips, kept: Tensor, pruner: Pruner) -> None:
+    if student.norm_out.gamma.shape == teacher.norm_out.gamma.shape:
+        copy(student.norm_out, teacher.norm_out)
+        copy(student.conv_out, teacher.conv_out)
         return
     every = torch.arange(teacher.conv_out.weight.shape[0])
     _consume(teacher.norm_out, teacher.conv_out, student.norm_out, student.conv_out, x, ours, kept, every, pruner)
-
-
-def _copy(target: nn.Module, source: nn.Module) -> None:
-    target.load_state_dict(source.state_dict())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import fewstep
 import torch
@@ -33,8 +33,6 @@ class Distil(Recipe):
     clip: float = 1.0
     ema: float = 0.99
     ema_from: int = 20
-    precision: str = "bfloat16"  # type: ignore[assignment]
-    """Of encoder and teacher; the student always trains in float32."""
     save_every: int = free(50)
     model: str = "clips-wan-vae"
     """The teacher: a VAE or a pipeline with one, by name, folder or hub id."""
@@ -48,6 +46,8 @@ class Distil(Recipe):
     """Side of a crop in pixels."""
     weights: Weights = Weights()
     """Of the parts of the loss."""
+    teacher_precision: Literal["float32", "bfloat16"] = "bfloat16"
+    """In which encoder and teacher run."""
     mix: float = 0.5
     """Share of the teacher's pixels in the target."""
     features: bool = True
@@ -80,6 +80,7 @@ class Distil(Recipe):
             choices=choices,
             weights=self.weights,
             mix=self.mix,
+            cast=torch.bfloat16 if self.teacher_precision == "bfloat16" else None,
             features=self.features,
         )
         return Job(objective=objective, data=data)
