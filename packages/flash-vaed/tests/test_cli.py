@@ -120,9 +120,9 @@ def test_show_tells_where_the_time_goes(folder):
     assert all(
         word in said for word in ("up0 resample", "head", "total", "GMAC", "% of it causal", "5 frames of 64x64")
     )
-    (folder / "other").mkdir()
-    (folder / "other" / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
-    done = fewstep(folder, "show", "flash-vaed", "--model", "other")
+    (folder / "another-kind").mkdir()
+    (folder / "another-kind" / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
+    done = fewstep(folder, "show", "flash-vaed", "--model", "another-kind")
     assert done.returncode == 2 and "holds AutoencoderKL; an AutoencoderKLWan is needed" in " ".join(
         done.stderr.split()
     )
