@@ -228,9 +228,7 @@ def test_threads_give_what_one_gives_in_every_mode(mode):
             expected = block_sparse_attention(query, key, value, blocks, **SIZES, return_lse=True)
             torch.set_num_threads(2)
             found = block_sparse_attention(query, key, value, blocks, **SIZES, return_lse=True)
-        with ThreadPoolExecutor(
-            1
-        ) as pool:  # what a thread that comes later gets; the caller's own number never changed
+        with ThreadPoolExecutor(1) as pool:  # of a thread that comes later: the caller's own never changed
             assert pool.submit(torch.get_num_threads).result() == 2
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
     finally:
