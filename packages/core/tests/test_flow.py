@@ -15,46 +15,46 @@ LEVELS = torch.tensor([0.05, 0.4, 0.75, 1.0], dtype=torch.float64)
 
 def latents(*, dtype: torch.dtype = torch.float64, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    clean, eps = torch.randn(2, *SHAPE, generator=generator, dtype=torch.float64).to(dtype)
-    return clean, eps
+    x0, eps = torch.randn(2, *SHAPE, generator=generator, dtype=torch.float64).to(dtype)
+    return x0, eps
 
 
 @pytest.mark.parametrize("sigma", [0.3, LEVELS, LEVELS.view(4, 1, 1, 1, 1), torch.tensor(0.7)], ids=str)
 def test_every_conversion_agrees_with_the_noising(sigma):
-    clean, eps = latents()
-    noisy, velocity = flow.noise(clean, eps, sigma), flow.velocity(clean, eps)
+    x0, eps = latents()
+    noisy, velocity = flow.noise(x0, eps, sigma), flow.velocity(x0, eps)
     wide = sigma.reshape(-1, 1, 1, 1, 1) if isinstance(sigma, torch.Tensor) else sigma
-    torch.testing.assert_close(noisy, (1 - wide) * clean + wide * eps, rtol=0, atol=1e-7)
-    torch.testing.assert_close(flow.clean_from_velocity(noisy, velocity, sigma), clean)
+    torch.testing.assert_close(noisy, (1 - wide) * x0 + wide * eps, rtol=0, atol=1e-7)
+    torch.testing.assert_close(flow.x0_from_velocity(noisy, velocity, sigma), x0)
     torch.testing.assert_close(flow.eps_from_velocity(noisy, velocity, sigma), eps)
-    torch.testing.assert_close(flow.velocity_from_clean(noisy, clean, sigma), velocity, rtol=1e-6, atol=1e-6)
-    score = flow.score_from_clean(noisy, clean, sigma)
+    torch.testing.assert_close(flow.velocity_from_x0(noisy, x0, sigma), velocity, rtol=1e-6, atol=1e-6)
+    score = flow.score_from_x0(noisy, x0, sigma)
     torch.testing.assert_close(score, flow.score_from_velocity(noisy, velocity, sigma), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(score, -eps / wide, rtol=1e-6, atol=1e-6)
 
 
-def test_score_differences_are_scaled_differences_of_clean_predictions():
-    clean, eps = latents()
+def test_score_differences_are_scaled_differences_of_x0_predictions():
+    x0, eps = latents()
     other, _ = latents(seed=1)
-    noisy, s = flow.noise(clean, eps, LEVELS), LEVELS.view(-1, 1, 1, 1, 1)
-    difference = flow.score_from_clean(noisy, clean, LEVELS) - flow.score_from_clean(noisy, other, LEVELS)
-    torch.testing.assert_close(difference, (1 - s) / s**2 * (clean - other))
+    noisy, s = flow.noise(x0, eps, LEVELS), LEVELS.view(-1, 1, 1, 1, 1)
+    difference = flow.score_from_x0(noisy, x0, LEVELS) - flow.score_from_x0(noisy, other, LEVELS)
+    torch.testing.assert_close(difference, (1 - s) / s**2 * (x0 - other))
 
 
-def test_velocity_error_is_the_clean_error_over_sigma():
-    clean, eps = latents()
+def test_velocity_error_is_the_x0_error_over_sigma():
+    x0, eps = latents()
     guess, _ = latents(seed=1)
-    noisy, s = flow.noise(clean, eps, LEVELS), LEVELS.view(-1, 1, 1, 1, 1)
-    u = flow.clean_from_velocity(noisy, guess, LEVELS)
-    torch.testing.assert_close((guess - flow.velocity(clean, eps)) ** 2, (u - clean) ** 2 / s**2)
+    noisy, s = flow.noise(x0, eps, LEVELS), LEVELS.view(-1, 1, 1, 1, 1)
+    u = flow.x0_from_velocity(noisy, guess, LEVELS)
+    torch.testing.assert_close((guess - flow.velocity(x0, eps)) ** 2, (u - x0) ** 2 / s**2)
 
 
 def test_half_precision_is_computed_in_float32():
-    clean, eps = latents(dtype=torch.bfloat16)
-    noisy = flow.noise(clean, eps, LEVELS)
+    x0, eps = latents(dtype=torch.bfloat16)
+    noisy = flow.noise(x0, eps, LEVELS)
     assert noisy.dtype == torch.float32
-    assert flow.clean_from_velocity(noisy, eps, 0.5).dtype == torch.float32
-    assert torch.equal(noisy, flow.noise(clean.float(), eps.float(), LEVELS))
+    assert flow.x0_from_velocity(noisy, eps, 0.5).dtype == torch.float32
+    assert torch.equal(noisy, flow.noise(x0.float(), eps.float(), LEVELS))
     assert flow.noise(*latents(), LEVELS.float()).dtype == torch.float64
 
 
@@ -73,15 +73,15 @@ def test_shift_keeps_the_ends_and_composes(factor):
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 7])
-def test_euler_with_a_velocity_constant_along_rays_gives_the_clean_latent(steps):
-    clean, eps = latents()
+def test_euler_with_a_velocity_constant_along_rays_gives_x0(steps):
+    x0, eps = latents()
     levels = [*flow.shift(torch.linspace(1, 0, steps + 1, dtype=torch.float64)[:-1], 5.0), 0.0]
-    noisy = flow.noise(clean, eps, levels[0])
+    noisy = flow.noise(x0, eps, levels[0])
     for sigma, following in zip(levels, levels[1:], strict=False):
-        velocity = (noisy - clean) / sigma
+        velocity = (noisy - x0) / sigma
         noisy = flow.euler(noisy, velocity, sigma, following)
-        torch.testing.assert_close(noisy, flow.noise(clean, eps, following))
-    torch.testing.assert_close(noisy, clean)
+        torch.testing.assert_close(noisy, flow.noise(x0, eps, following))
+    torch.testing.assert_close(noisy, x0)
 
 
 @pytest.mark.parametrize(
@@ -200,21 +200,21 @@ class TestCps:
         assert (sd == 0).all() and sd.shape == (4, 1, 1, 1, 1)
         fresh = latents(seed=1)[0]
         mean, sd = flow.cps(noisy, velocity, 0.75, 0.5, 1.0)
-        clean = flow.clean_from_velocity(noisy, velocity, 0.75)
-        torch.testing.assert_close(mean + sd * fresh, flow.renoise(clean, fresh, 0.5), rtol=0, atol=1e-12)
+        x0 = flow.x0_from_velocity(noisy, velocity, 0.75)
+        torch.testing.assert_close(mean + sd * fresh, flow.renoise(x0, fresh, 0.5), rtol=0, atol=1e-12)
 
     @pytest.mark.parametrize("eta", [0.0, 0.5, 0.9, 1.0])
-    def test_the_step_to_zero_is_the_clean_prediction(self, eta):
+    def test_the_step_to_zero_is_the_x0_prediction(self, eta):
         noisy, velocity = latents()
         mean, sd = flow.cps(noisy, velocity, 0.75, 0.0, eta)
-        torch.testing.assert_close(mean, flow.clean_from_velocity(noisy, velocity, 0.75))
+        torch.testing.assert_close(mean, flow.x0_from_velocity(noisy, velocity, 0.75))
         assert sd == 0
 
     @pytest.mark.parametrize("eta", [0.0, 0.5, 0.9, 1.0])
     def test_with_the_true_noise_the_coefficients_are_kept(self, eta):
-        clean, eps = latents()
-        mean, sd = flow.cps(flow.noise(clean, eps, 0.9), flow.velocity(clean, eps), 0.9, 0.75, eta)
-        of_eps = (mean - 0.25 * clean) / eps
+        x0, eps = latents()
+        mean, sd = flow.cps(flow.noise(x0, eps, 0.9), flow.velocity(x0, eps), 0.9, 0.75, eta)
+        of_eps = (mean - 0.25 * x0) / eps
         torch.testing.assert_close(of_eps, torch.full_like(eps, 0.75 * math.cos(eta * math.pi / 2)))
         assert of_eps[0, 0, 0, 0, 0].item() ** 2 + sd**2 == pytest.approx(0.75**2)
 

@@ -142,7 +142,7 @@ def tracking_flow(e, f, lam, fakes):
         x, posterior(noisy, fake.detach(), 1.0, 0.5), posterior(noisy.detach(), 0, 1.0, 0.5), 0.5, lam, "paper"
     )
     clean, fixed = x.detach(), noisy.detach()
-    velocity = flow.velocity_from_clean(fixed, posterior(fixed, fake, 1.0, 0.5), 0.5)
+    velocity = flow.velocity_from_x0(fixed, posterior(fixed, fake, 1.0, 0.5), 0.5)
     contraction = critic_loss(velocity, flow.velocity(clean, eps), half, lam=0.0, weights="paper")
     return torch.stack((-grad(loss, m)[0], -fakes * grad(contraction, fake)[0]))
 
@@ -165,7 +165,7 @@ def test_t5_the_negative_residual_damps(lam, fakes, b, ratio):
 def test_t7_velocity_error_and_pseudo_target():
     (x, eps, velocity), sigma = random_latents()
     noisy, column = flow.noise(x, eps, sigma), sigma.view(-1, 1, 1, 1)
-    u = flow.clean_from_velocity(noisy, velocity, sigma).requires_grad_()
+    u = flow.x0_from_velocity(noisy, velocity, sigma).requires_grad_()
     found = critic_loss(velocity, flow.velocity(x, eps), sigma)
     torch.testing.assert_close(found, ((u - x).square() / column.square()).mean().detach() / 2, rtol=1e-12, atol=0)
     paper = critic_loss(velocity, flow.velocity(x, eps), sigma, lam=0.2, weights="paper")
@@ -188,7 +188,7 @@ def test_t7_at_the_start_only_the_residual_acts():
 def test_t7_paper_weights_are_the_squared_difference_of_scores():
     (x, u, teacher), sigma = random_latents()
     noisy = flow.noise(x, torch.randn_like(x), sigma)
-    scores = (flow.score_from_clean(noisy, clean, sigma) for clean in (u, teacher))
+    scores = (flow.score_from_x0(noisy, clean, sigma) for clean in (u, teacher))
     difference = next(scores) - next(scores)
     found = student_losses(x, u, teacher, sigma, lam=0.0, weights="paper")[0]["fisher"]
     torch.testing.assert_close(found, difference.square().mean() / 2, rtol=1e-9, atol=0)

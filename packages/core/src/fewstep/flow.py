@@ -1,6 +1,6 @@
 """Flow-matching conventions that every training method shares: noising, predictions, shifts, steps and transitions.
 
-``x_s = (1 - s) x + s eps`` with clean latent ``x``, noise ``eps ~ N(0, I)`` and noise level ``s = sigma`` in [0, 1];
+``x_s = (1 - s) x + s eps`` with x0 ``x``, noise ``eps ~ N(0, I)`` and noise level ``s = sigma`` in [0, 1];
 networks predict the velocity ``v = eps - x`` at timestep ``1000 sigma``. Everything is computed in float32, or in
 float64 where the latent is float64, whatever the precision of the network.
 """
@@ -25,19 +25,19 @@ TRAIN_STEPS = 1000
 _Level = TypeVar("_Level", float, Tensor)
 
 
-def noise(clean: Latent, eps: Latent, sigma: Sigma) -> Latent:
+def noise(x0: Latent, eps: Latent, sigma: Sigma) -> Latent:
     """``x_s = (1 - s) x + s eps``."""
-    clean, eps, s = _exact(clean, eps, sigma)
-    return (1 - s) * clean + s * eps
+    x0, eps, s = _exact(x0, eps, sigma)
+    return (1 - s) * x0 + s * eps
 
 
-def velocity(clean: Latent, eps: Latent) -> Latent:
+def velocity(x0: Latent, eps: Latent) -> Latent:
     """The target of a network, ``v = eps - x``."""
-    clean, eps, _ = _exact(clean, eps, 0.0)
-    return eps - clean
+    x0, eps, _ = _exact(x0, eps, 0.0)
+    return eps - x0
 
 
-def clean_from_velocity(noisy: Latent, velocity: Latent, sigma: Sigma) -> Latent:
+def x0_from_velocity(noisy: Latent, velocity: Latent, sigma: Sigma) -> Latent:
     """``x = x_s - s v``."""
     noisy, velocity, s = _exact(noisy, velocity, sigma)
     return noisy - s * velocity
@@ -49,16 +49,16 @@ def eps_from_velocity(noisy: Latent, velocity: Latent, sigma: Sigma) -> Latent:
     return noisy + (1 - s) * velocity
 
 
-def velocity_from_clean(noisy: Latent, clean: Latent, sigma: Sigma) -> Latent:
-    """``v = (x_s - x) / s``; infinite or NaN at s = 0, where the clean latent says nothing about the velocity."""
-    noisy, clean, s = _exact(noisy, clean, sigma)
-    return (noisy - clean) / s
+def velocity_from_x0(noisy: Latent, x0: Latent, sigma: Sigma) -> Latent:
+    """``v = (x_s - x) / s``; infinite or NaN at s = 0, where x0 says nothing about the velocity."""
+    noisy, x0, s = _exact(noisy, x0, sigma)
+    return (noisy - x0) / s
 
 
-def score_from_clean(noisy: Latent, clean: Latent, sigma: Sigma) -> Latent:
+def score_from_x0(noisy: Latent, x0: Latent, sigma: Sigma) -> Latent:
     """Gradient of the log-density of ``x_s``: ``((1 - s) x - x_s) / s^2``; s > 0."""
-    noisy, clean, s = _exact(noisy, clean, sigma)
-    return ((1 - s) * clean - noisy) / (s * s)
+    noisy, x0, s = _exact(noisy, x0, sigma)
+    return ((1 - s) * x0 - noisy) / (s * s)
 
 
 def score_from_velocity(noisy: Latent, velocity: Latent, sigma: Sigma) -> Latent:
@@ -78,9 +78,9 @@ def euler(noisy: Latent, velocity: Latent, sigma: Sigma, next_sigma: Sigma) -> L
     return noisy + (_level(next_sigma, noisy) - s) * velocity
 
 
-def renoise(clean: Latent, eps: Latent, next_sigma: Sigma) -> Latent:
+def renoise(x0: Latent, eps: Latent, next_sigma: Sigma) -> Latent:
     """The step of consistency models, ``x_s' = (1 - s') x + s' eps`` with fresh noise."""
-    return noise(clean, eps, next_sigma)
+    return noise(x0, eps, next_sigma)
 
 
 def cps(
@@ -97,9 +97,9 @@ def cps(
     with ``x`` and ``eps`` as the network predicts them. ``eta = 0`` is `euler`, ``eta = 1`` is `renoise`; a step to
     ``s' = 0`` is deterministic. `sd` is a number where `next_sigma` is one, else it broadcasts to the latents.
     """
-    clean, eps = clean_from_velocity(noisy, velocity, sigma), eps_from_velocity(noisy, velocity, sigma)
-    following = _level(next_sigma, clean)
-    mean = (1 - following) * clean + following * math.cos(eta * math.pi / 2) * eps
+    x0, eps = x0_from_velocity(noisy, velocity, sigma), eps_from_velocity(noisy, velocity, sigma)
+    following = _level(next_sigma, x0)
+    mean = (1 - following) * x0 + following * math.cos(eta * math.pi / 2) * eps
     return mean, following * math.sin(eta * math.pi / 2)
 
 

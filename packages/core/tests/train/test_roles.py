@@ -27,7 +27,7 @@ def test_a_role_predicts_what_its_network_does_at_the_exact_timestep():
     assert torch.equal(role.velocity(noisy, sigma, cond), expected)
     assert torch.equal(role.velocity(noisy, 0.9375, cond), role.velocity(noisy, torch.full((3,), 0.9375), cond))
     assert not torch.equal(role.velocity(noisy, 0.9375, cond), role.velocity(noisy, 0.938, cond))
-    clean = flow.clean_from_velocity(noisy, expected, sigma)
+    clean = flow.x0_from_velocity(noisy, expected, sigma)
     assert torch.equal(role.clean(noisy, sigma, cond), clean)
 
 

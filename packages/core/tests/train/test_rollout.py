@@ -77,7 +77,7 @@ def test_between_the_levels_it_goes_by_euler_or_by_fresh_noise():
     assert torch.equal(euler.noisy, flow.euler(start, velocity, s[0], s[1]).detach()) and not euler.x.requires_grad
     again = rollout(role, StepGrid(), None, start, 1, grad=False, eta=1.0, generator=torch.Generator().manual_seed(4))
     fresh = torch.randn(start.shape, generator=torch.Generator().manual_seed(4))
-    expected = flow.renoise(flow.clean_from_velocity(start, velocity, s[0]), fresh, s[1])
+    expected = flow.renoise(flow.x0_from_velocity(start, velocity, s[0]), fresh, s[1])
     torch.testing.assert_close(again.noisy, expected.detach())
 
 
@@ -96,7 +96,7 @@ def gaussian(mean: float, variance: float):
         s = sigma.view(-1, *[1] * (noisy.ndim - 1))
         a = 1 - s
         clean = mean + a * variance / (a * a * variance + s * s) * (noisy - a * mean)
-        return flow.velocity_from_clean(noisy, clean, s)
+        return flow.velocity_from_x0(noisy, clean, s)
 
     return predict
 

@@ -168,7 +168,7 @@ class SiD(DMD2):
         critic = self.roles.critic.clean(noisy, sigma, batch.cond)
         if self.through_teacher:
             velocity = guided(self.roles.teacher, noisy, sigma, batch.cond, batch.uncond, self.guidance)
-            teacher = flow.clean_from_velocity(noisy, velocity, sigma)
+            teacher = flow.x0_from_velocity(noisy, velocity, sigma)
         else:
             teacher = self.teacher_clean(noisy, sigma, batch)
         return {"sid": sid_loss(taken.x, critic, teacher, alpha=self.alpha)}

@@ -88,4 +88,4 @@ class DMD2:
     def teacher_clean(self, noisy: Latent, sigma: Tensor, batch: Batch) -> Latent:
         """Clean prediction of the guided teacher, without gradient to anything."""
         velocity = guided(self.roles.teacher, noisy.detach(), sigma, batch.cond, batch.uncond, self.guidance)
-        return flow.clean_from_velocity(noisy.detach(), velocity, sigma)
+        return flow.x0_from_velocity(noisy.detach(), velocity, sigma)

@@ -68,7 +68,7 @@ class Role:
 
     def clean(self, noisy: Latent, sigma: Sigma, cond: Any) -> Latent:
         """Predicted clean latent ``x_s - s v``."""
-        return flow.clean_from_velocity(noisy, self.velocity(noisy, sigma, cond), sigma)
+        return flow.x0_from_velocity(noisy, self.velocity(noisy, sigma, cond), sigma)
 
     def _cast(self, device: str) -> Any:
         if self.autocast is None or device == "meta":

@@ -73,7 +73,7 @@ def rollout(
             noisy = transition(noisy, role.velocity(noisy, sigma, cond), sigma, following, eta, generator)
     with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
         velocity = role.velocity(noisy, sigmas[exit], cond)
-        x = flow.clean_from_velocity(noisy, velocity, sigmas[exit])
+        x = flow.x0_from_velocity(noisy, velocity, sigmas[exit])
     return Rollout(x=x, noisy=noisy, velocity=velocity, sigma=sigmas[exit], exit=exit, cond=cond, start=start)
 
 
