@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fewstep import Applied, experts
+from fewstep import Applied
 from fewstep.bench.record import origin
 from fewstep.bench.rows import Row, append
 from fewstep.bench.settings import Settings
+from fewstep.families import tiny_moe
 from fewstep.kernels.check import numerics
 from fewstep.kernels.expert_mlp import KERNEL
-from fewstep.testing import moe
 
 SKIPPED = (0.0, 0.5, 0.75, 0.875)
 THEIRS = ("eager", "grouped_mm", "batched_mm")
@@ -42,9 +42,9 @@ class Block:
             "moe_intermediate_size": f,
             "num_experts": count,
         }
-        self.model = moe.model("qwen3_moe", initializer_range=0.02, num_experts_per_tok=k, **fields)
+        self.model = tiny_moe.tiny("qwen3_moe", initializer_range=0.02, num_experts_per_tok=k, **fields)
         self.model.requires_grad_(False)
-        self.experts = experts.sites(self.model)[0].experts
+        self.experts = moe.sites(self.model)[0].experts
         self.count, self.k, self.tokens = count, k, tokens
         self.generator = torch.Generator().manual_seed(seed)
         self.x = torch.randn(tokens, h, generator=self.generator)
@@ -74,7 +74,7 @@ def measure(block: Block, repeats: int, seed: int) -> dict[tuple[str, float, boo
     """Seconds by implementation, skipped share and packing; two rounds of warm-up."""
     theirs = [name for name in THEIRS if name != "batched_mm" or block.tokens <= LARGEST_BATCHED]
     arms = [(name, 0.0, False) for name in theirs]
-    arms += [(experts.IMPLEMENTATION, skipped, pack) for skipped in SKIPPED for pack in (False, True)]
+    arms += [(moe.IMPLEMENTATION, skipped, pack) for skipped in SKIPPED for pack in (False, True)]
     found: dict[tuple[str, float, bool], list[float]] = {arm: [] for arm in arms}
     chance = random.Random(seed)
     for turn in range(repeats + 2):
@@ -87,11 +87,11 @@ def measure(block: Block, repeats: int, seed: int) -> dict[tuple[str, float, boo
 
 def rows(found: dict[tuple[str, float, bool], list[float]], common: dict[str, Any]) -> list[Row]:
     """Seconds, the ratio to the fastest of transformers, and how much of the ideal ``1 / (1 - g)`` that is."""
-    theirs = [arm for arm in found if arm[0] != experts.IMPLEMENTATION]
+    theirs = [arm for arm in found if arm[0] != moe.IMPLEMENTATION]
     best = min(theirs, key=lambda arm: statistics.median(found[arm]))
     made = []
     for (name, skipped, pack), seconds in found.items():
-        ours = name == experts.IMPLEMENTATION
+        ours = name == moe.IMPLEMENTATION
         config = {"skipped": skipped, "packed": pack} if ours else {}
         own = {**common, "method": "expert-mlp" if ours else f"transformers-{name}", "config": config}
         spread = min(seconds), max(seconds)
@@ -124,7 +124,7 @@ def main() -> int:
     for tokens in options.tokens:
         block = Block(h, f, count, k, tokens, seed=0)
         with Applied() as undo:
-            experts.install(undo, block.model, pack=True)
+            moe.install(undo, block.model, pack=True)
             found = measure(block, options.repeats, seed=0)
         common = origin(settings, uuid.uuid4().hex[:12], "random", torch.device("cpu"), "float32")
         params = {"tokens": tokens, "h": h, "f": f, "experts": count, "k": k, "repeats": options.repeats}

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from fewstep import BadFileError, UnknownNameError, load
-from fewstep.testing import moe, tiny
+from fewstep.families import causal_lm, tiny_moe, wan
 from safetensors.torch import load_file, save_file
 
 WEIGHTS = "model.safetensors"
@@ -25,7 +25,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import PreTrainedTokenizerFast
 
     folder = tmp_path_factory.mktemp("models") / "tiny-llama"
-    tiny.causal_lm().save_pretrained(folder)
+    causal_lm.tiny().save_pretrained(folder)
     words = Tokenizer(models.WordLevel({"<unk>": 0, "few": 3, "steps": 4}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>").save_pretrained(folder)
@@ -40,9 +40,9 @@ def folder(saved: Path, tmp_path: Path) -> Path:
 
 def test_a_folder_gives_the_saved_model_and_its_tokenizer(saved: Path):
     loaded = load(str(saved))
-    ids = tiny.prompt(7)
+    ids = causal_lm.tiny_prompt(7)
     with torch.no_grad():
-        assert torch.equal(loaded.model(ids).logits, tiny.causal_lm()(ids).logits)
+        assert torch.equal(loaded.model(ids).logits, causal_lm.tiny()(ids).logits)
     assert loaded.processor("few steps").input_ids == [3, 4]
     assert loaded.name == str(saved) and loaded.weights == "pretrained"
     assert not loaded.model.training and loaded.model.dtype == torch.float32
@@ -56,23 +56,30 @@ def test_a_model_with_pictures_brings_its_processor_without_torchvision(tmp_path
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     special = ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]
-    ids = {"<unk>": 0, "<pad>": 1, special[0]: moe.IMAGE, special[2]: moe.START, special[3]: moe.END, special[1]: 93}
+    ids = {
+        "<unk>": 0,
+        "<pad>": 1,
+        special[0]: tiny_moe.IMAGE,
+        special[2]: tiny_moe.START,
+        special[3]: tiny_moe.END,
+        special[1]: 93,
+    }
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel(ids, unk_token="<unk>")),
         unk_token="<unk>",
         pad_token="<pad>",
         additional_special_tokens=special,
     )
-    size = {"shortest_edge": moe.SIDE**2, "longest_edge": moe.SIDE**2}
-    pictures = Qwen2VLImageProcessorPil(patch_size=moe.PATCH, temporal_patch_size=1, merge_size=2, size=size)
+    size = {"shortest_edge": tiny_moe.SIDE**2, "longest_edge": tiny_moe.SIDE**2}
+    pictures = Qwen2VLImageProcessorPil(patch_size=tiny_moe.PATCH, temporal_patch_size=1, merge_size=2, size=size)
     without_video(Qwen3VLProcessor)(image_processor=pictures, tokenizer=tokenizer).save_pretrained(tmp_path)
-    moe.model().save_pretrained(tmp_path)
+    tiny_moe.tiny().save_pretrained(tmp_path)
 
     loaded = load(str(tmp_path))
     assert isinstance(loaded.processor, Qwen3VLProcessor)
     asked = "".join([special[2], special[0], special[3]])
     found = loaded.processor(images=[Image.new("L", (48, 48))], text=[asked], return_tensors="pt")
-    assert found["mm_token_type_ids"].sum() == (found["input_ids"] == moe.IMAGE).sum() == 16
+    assert found["mm_token_type_ids"].sum() == (found["input_ids"] == tiny_moe.IMAGE).sum() == 16
     with torch.no_grad():
         assert loaded.model(**found).logits.isfinite().all()
 
@@ -86,7 +93,7 @@ def test_dtype_is_chosen_by_name(saved: Path):
 
 
 def test_a_pipeline_that_was_saved_without_a_vae_loads_without_one(tmp_path: Path):
-    pipe = tiny.wan_pipeline()
+    pipe = wan.tiny_pipeline()
     pipe.vae = None
     pipe.save_pretrained(tmp_path)
     loaded = load(str(tmp_path)).model
@@ -183,7 +190,7 @@ def edit(folder: Path, **fields: object) -> None:
 
 
 def test_a_single_network_of_diffusers_loads_from_its_folder(tmp_path):
-    vae = tiny.wan_pipeline().vae
+    vae = wan.tiny_pipeline().vae
     vae.save_pretrained(tmp_path / "vae")
     loaded = load(str(tmp_path / "vae"))
     assert type(loaded.model) is type(vae) and not loaded.model.training and loaded.processor is None

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from fewstep import video
+from fewstep.data import video
 from fewstep_flash_vaed import FlashVAED
 from safetensors.torch import load_file, save_file
 

@@ -1,6 +1,7 @@
 import pytest
 import torch
-from fewstep.testing import Case, MethodSuite, tiny
+from fewstep.families import wan
+from fewstep.testing import Case, MethodSuite
 from fewstep_flash_vaed import ExactDecode, FlashVAED
 
 
@@ -38,7 +39,7 @@ class TestExactDecode(MethodSuite):
 class TestInAPipeline(MethodSuite):
     @pytest.fixture
     def case(self, tmp_path):
-        pipe = tiny.wan_pipeline()
+        pipe = wan.tiny_pipeline()
 
         def video(pipe):
             weight = next(pipe.transformer.parameters())

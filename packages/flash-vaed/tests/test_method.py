@@ -3,7 +3,7 @@
 import pytest
 import torch
 from fewstep.errors import BadFileError, SeamConflictError, UnsupportedModelError
-from fewstep.testing import tiny
+from fewstep.families import wan
 from fewstep_flash_vaed import ExactDecode, FlashVAED
 from fewstep_flash_vaed.decoder import of_vae
 from fewstep_flash_vaed.method import save
@@ -95,7 +95,7 @@ def test_another_vae_is_refused(method):
     with pytest.raises(UnsupportedModelError, match="Wan 2.2"):
         ExactDecode().apply(make_vae(is_residual=True))
     with pytest.raises(UnsupportedModelError, match="WanTransformer3DModel"):
-        ExactDecode().apply(tiny.wan())
+        ExactDecode().apply(wan.tiny())
 
 
 def test_damaged_weights_are_refused_and_the_vae_is_left_alone(vae, method, latents):

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from fewstep.contract import Loaded
 from fewstep.errors import BadFileError, FewstepError
-from fewstep.loaders import Loaded
 from fewstep.train import parallel
+from fewstep.train.dry_run import dry_run
 from fewstep.train.loop import Loop
-from fewstep.train.plan import plan
+from fewstep.train.reporter import NullReporter
 from fewstep.train.run import Run
-from fewstep.train.watch import Silent
 from fewstep_flash_vaed import FlashVAED
 from fewstep_flash_vaed.distil import watched
 from fewstep_flash_vaed.distilling_task import ClipDistilling
@@ -66,7 +66,7 @@ def test_the_feature_term_of_equal_features_is_zero(saved):
 
 
 def train(saved, out, resume=False, **fields):
-    return Run(recipe(saved, **fields), out, parallel.join("cpu"), Silent()).train(resume=resume)
+    return Run(recipe(saved, **fields), out, parallel.join("cpu"), NullReporter()).train(resume=resume)
 
 
 def test_a_run_leaves_a_student_and_resumes_bit_for_bit(saved, tmp_path):
@@ -129,6 +129,6 @@ def test_students_that_differ_in_one_thing_are_scored_on_the_way():
 
 
 def test_a_plan_counts_the_student(saved):
-    found = plan(recipe(saved))
+    found = dry_run(recipe(saved))
     total, trained = found.roles["student"]
     assert total == trained > 1000 and found.latent == (3, 17, 16, 16)

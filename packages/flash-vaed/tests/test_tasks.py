@@ -2,7 +2,7 @@ import importlib.util
 
 import pytest
 import torch
-from fewstep.loaders import Loaded
+from fewstep.contract import Loaded
 from fewstep_flash_vaed import ExactDecode
 from fewstep_flash_vaed.tasks import ClipDecoding
 

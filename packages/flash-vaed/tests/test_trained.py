@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 import torch
-from fewstep.testing import tiny
+from fewstep.families import wan
 from fewstep_flash_vaed import FlashVAED
 from fewstep_flash_vaed.tasks import ClipDecoding
 
@@ -30,7 +30,7 @@ def student():
 def test_a_stock_pipeline_makes_a_video_through_the_student_and_then_the_old_one(loaded, student):
     from diffusers import WanPipeline
 
-    parts = tiny.wan_pipeline(in_channels=16, out_channels=16).components
+    parts = wan.tiny_pipeline(in_channels=16, out_channels=16).components
     pipe = WanPipeline(**{**parts, "vae": loaded.model})
     pipe.set_progress_bar_config(disable=True)
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fewstep.testing import tiny
+from fewstep.families import masked_lm
 from fewstep_focus_dllm import Decoding, FocusDLLM
 from fewstep_focus_dllm.decoder import Decoder
 
@@ -22,12 +22,12 @@ def family(request):
 @pytest.fixture
 def model(family):
     """A tiny random model in float64, where a wrong token shows and rounding does not."""
-    return tiny.dllm(family).double()
+    return masked_lm.tiny(family).double()
 
 
 @pytest.fixture
 def llada():
-    return tiny.dllm("llada").double()
+    return masked_lm.tiny("llada").double()
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import subprocess
 import sys
 
 import pytest
-from fewstep.dllm import save_llada
-from fewstep.testing import tiny
+from fewstep.families import causal_lm, masked_lm
+from fewstep.families.llada_format import save_llada
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def folder(tmp_path_factory):
         tokenizer_object=plain, pad_token="<pad>", eos_token="</s>", mask_token="<mask>"
     )
     where = tmp_path_factory.mktemp("model") / "tiny-llada"
-    save_llada(tiny.dllm(), where, tokenizer)
+    save_llada(masked_lm.tiny(), where, tokenizer)
     return where
 
 
@@ -124,7 +124,7 @@ def test_a_checkpoint_with_a_missing_shard_is_refused(folder, tmp_path):
 
 
 def test_an_autoregressive_model_is_refused(tmp_path):
-    tiny.causal_lm().save_pretrained(tmp_path / "llm")
+    causal_lm.tiny().save_pretrained(tmp_path / "llm")
     done = fewstep("run", "focus-dllm", "--model", "llm", "--prompt", "w3", cwd=tmp_path, code=2)
     assert "tokenizer" in done.stderr or "mask token" in done.stderr
 

@@ -1,6 +1,7 @@
 import pytest
 import torch
-from fewstep.testing import Case, MethodSuite, tiny
+from fewstep.families import masked_lm
+from fewstep.testing import Case, MethodSuite
 from fewstep_focus_dllm import Decoding, FastDLLM, FastDLLMPublished, FocusDLLM, SparseDLLM, Vanilla
 from fewstep_focus_dllm.method import generation
 
@@ -17,44 +18,44 @@ class TestFocus(MethodSuite):
     @pytest.fixture
     def case(self):
         method = FocusDLLM(keep=0.3, keep_floor=0, prompt_block=8, sinks=3, last_dense=1, min_focus=2)
-        return Case(method=method, model=tiny.dllm(), call=tokens_of)
+        return Case(method=method, model=masked_lm.tiny(), call=tokens_of)
 
 
 class TestFocusOnDream(MethodSuite):
     @pytest.fixture
     def case(self):
         method = FocusDLLM(keep=0.3, keep_floor=0, prompt_block=16, units=True, sinks=3, min_focus=2, full_every=2)
-        return Case(method=method, model=tiny.dllm("dream"), call=tokens_of)
+        return Case(method=method, model=masked_lm.tiny("dream"), call=tokens_of)
 
 
 class TestFastDLLM(MethodSuite):
     @pytest.fixture
     def case(self):
-        return Case(method=FastDLLM(), model=tiny.dllm(), call=tokens_of)
+        return Case(method=FastDLLM(), model=masked_lm.tiny(), call=tokens_of)
 
 
 class TestPrefix(MethodSuite):
     @pytest.fixture
     def case(self):
-        return Case(method=FastDLLM(cache="prefix"), model=tiny.dllm("dream"), call=tokens_of)
+        return Case(method=FastDLLM(cache="prefix"), model=masked_lm.tiny("dream"), call=tokens_of)
 
 
 class TestFastDLLMPublished(MethodSuite):
     @pytest.fixture
     def case(self):
-        return Case(method=FastDLLMPublished(), model=tiny.dllm(), call=tokens_of)
+        return Case(method=FastDLLMPublished(), model=masked_lm.tiny(), call=tokens_of)
 
 
 class TestSparseDLLM(MethodSuite):
     @pytest.fixture
     def case(self):
-        return Case(method=SparseDLLM(), model=tiny.dllm(), call=tokens_of)
+        return Case(method=SparseDLLM(), model=masked_lm.tiny(), call=tokens_of)
 
 
 class TestVanilla(MethodSuite):
     @pytest.fixture
     def case(self):
-        return Case(method=Vanilla(), model=tiny.dllm(), call=tokens_of)
+        return Case(method=Vanilla(), model=masked_lm.tiny(), call=tokens_of)
 
     def test_apply_changes_the_output(self, case):
         """What it changes is the cost: the tokens are those of vanilla decoding."""

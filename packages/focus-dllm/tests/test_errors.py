@@ -3,20 +3,20 @@
 import pytest
 import torch
 from fewstep.errors import SeamConflictError, UnsupportedModelError
-from fewstep.testing import tiny
+from fewstep.families import causal_lm, masked_lm
 from fewstep_focus_dllm import Decoding, FastDLLM, FocusDLLM, SparseDLLM, generate
 from fewstep_focus_dllm.method import generation
 
 
 def test_an_autoregressive_model_is_refused():
     with pytest.raises(UnsupportedModelError, match="no mask token"):
-        FocusDLLM().apply(tiny.causal_lm())
+        FocusDLLM().apply(causal_lm.tiny())
     with pytest.raises(UnsupportedModelError, match="no mask token"):
-        generate(tiny.causal_lm(), tiny.prompt(8))
+        generate(causal_lm.tiny(), causal_lm.tiny_prompt(8))
 
 
 def test_a_masked_model_that_looks_one_way_is_refused():
-    model = tiny.dllm()
+    model = masked_lm.tiny()
     model.config.is_causal = True
     with pytest.raises(UnsupportedModelError, match="autoregressive"):
         FocusDLLM().apply(model)

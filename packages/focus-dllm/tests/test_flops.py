@@ -2,16 +2,22 @@
 
 import pytest
 import torch
+from fewstep.families.masked_lm import cached_pass_flops, full_pass_flops
+from fewstep.families.sizes import TransformerSizes
 from fewstep_focus_dllm import FastDLLM, FocusDLLM
-from fewstep_focus_dllm.flops import Shape, cost, read_tokens
+from fewstep_focus_dllm.flops import cost, read_tokens
 from fewstep_focus_dllm.focused import Focused
 from fewstep_focus_dllm.method import generation
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig
 
-LLADA = Shape(layers=32, width=4096, heads=32, groups=32, dim=128, feed_forward=12288, vocabulary=126464)
-DREAM = Shape(layers=28, width=3584, heads=28, groups=4, dim=128, feed_forward=18944, vocabulary=152064)
-SMALL = Shape(layers=8, width=256, heads=4, groups=2, dim=64, feed_forward=768, vocabulary=4096)
+LLADA = TransformerSizes(
+    layers=32, width=4096, heads=32, kv_heads=32, head_dim=128, feed_forward=12288, vocabulary=126464
+)
+DREAM = TransformerSizes(
+    layers=28, width=3584, heads=28, kv_heads=4, head_dim=128, feed_forward=18944, vocabulary=152064
+)
+SMALL = TransformerSizes(layers=8, width=256, heads=4, kv_heads=2, head_dim=64, feed_forward=768, vocabulary=4096)
 
 
 def pruning(last_dense):
@@ -21,7 +27,7 @@ def pruning(last_dense):
 
 
 @pytest.mark.parametrize(
-    ("shape", "last_dense", "length", "prompt", "fast", "focus", "step"),
+    ("sizes", "last_dense", "length", "prompt", "fast", "focus", "step"),
     [
         (LLADA, 7, 256, 8192, 30.1, 32.5, 3.1),
         (LLADA, 7, 256, 32768, 32.1, 32.8, 4.1),
@@ -32,17 +38,19 @@ def pruning(last_dense):
         (SMALL, 1, 64, 32768, 31.3, 32.1, 6.3),
     ],
 )
-def test_the_ratios_of_the_card(shape, last_dense, length, prompt, fast, focus, step):
-    found = cost(shape, pruning(last_dense), prompt=prompt, length=length, block=32)
-    everywhere = length * shape.full(prompt + length, prompt + length)  # the card's vanilla has logits of all rows
+def test_the_ratios_of_the_card(sizes, last_dense, length, prompt, fast, focus, step):
+    found = cost(sizes, pruning(last_dense), prompt=prompt, length=length, block=32)
+    everywhere = length * full_pass_flops(
+        sizes, prompt + length, prompt + length
+    )  # the card's vanilla has logits of all rows
     assert everywhere / found.fast == pytest.approx(fast, rel=0.01)
     assert everywhere / found.focus == pytest.approx(focus, rel=0.01)
     assert found.fast_step / found.focus_step == pytest.approx(step, rel=0.02)
 
 
 def test_bytes_of_keys_and_values_of_the_card():
-    assert LLADA.key_value_bytes(32768 + 256, 2) / 2**30 == pytest.approx(16.1, abs=0.05)
-    assert DREAM.key_value_bytes(32768 + 256, 2) / 2**30 == pytest.approx(1.76, abs=0.01)
+    assert LLADA.kv_bytes(32768 + 256, 2) / 2**30 == pytest.approx(16.1, abs=0.05)
+    assert DREAM.kv_bytes(32768 + 256, 2) / 2**30 == pytest.approx(1.76, abs=0.01)
 
 
 def counting():
@@ -58,21 +66,21 @@ def counting():
 @pytest.mark.parametrize("method", ["fast", "focus"])
 def test_what_a_decoder_does_is_what_the_model_says(llada, prompt, decoding, focus, watched, method):
     applied = focus() if method == "focus" else FastDLLM()
-    ids, shape = prompt(160), Shape.of(llada.config)
+    ids, sizes = prompt(160), TransformerSizes.of(llada.config)
     with applied.apply(llada), watched() as seen, counting() as counter:
         generation(llada)(ids, decoding=decoding)
-    expected = 2 * shape.full(176, 8)
+    expected = 2 * full_pass_flops(sizes, 176, 8)
     for _, answers, plan in seen[1:]:
         if isinstance(plan, Focused):
             settings = applied.resolve(llada.config, 160)
             rows, logits = plan.positions.shape[1], answers.logits.shape[1]
             assert max(plan.read()) <= read_tokens(176, 160, settings)
             read = sum(plan.read())
-            width = shape.heads * shape.dim
-            expected += 4 * shape.linear * rows + 4 * rows * width * (2 * 176 + read)
-            expected += 2 * 2 * len(plan.focus[0]) * width * (160 // 8) + shape.logits(logits)
+            width = sizes.heads * sizes.head_dim
+            expected += 4 * sizes.linear * rows + 4 * rows * width * (2 * 176 + read)
+            expected += 2 * 2 * len(plan.focus[0]) * width * (160 // 8) + sizes.logits(logits)
         elif method == "fast" and hasattr(plan, "positions"):
-            expected += shape.cached(8, 176) - shape.logits(8 - answers.logits.shape[1])
+            expected += cached_pass_flops(sizes, 8, 176) - sizes.logits(8 - answers.logits.shape[1])
     masks = 8 + 8  # of the two first steps of a block
     assert sum(a.logits.shape[1] for _, a, p in seen if not hasattr(p, "positions")) == masks
     assert counter.get_total_flops() == pytest.approx(expected, rel=0.01)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fewstep.testing import tiny
+from fewstep.families import masked_lm
 from fewstep_focus_dllm import Decoding, FastDLLM, FastDLLMPublished, Vanilla, generate
 from fewstep_focus_dllm.focus import Focus
 from fewstep_focus_dllm.focused import Focused
@@ -170,7 +170,7 @@ def queries(reference, model, tokens, rows, store, layer):
 
 
 def test_dream_computes_the_position_before_each_focus_position(prompt, decoding, focus, run):
-    _, seen = run(tiny.dllm("dream").double(), focus(), prompt(), decoding)
+    _, seen = run(masked_lm.tiny("dream").double(), focus(), prompt(), decoding)
     for _, answers, plan in seen:
         rows = set(range(64)) if not isinstance(plan, Focused) else set(plan.positions[0].tolist())
         assert {p - 1 for p in answers.positions[0][answers.valid[0]].tolist()} <= rows
@@ -180,7 +180,7 @@ def test_dream_computes_the_position_before_each_focus_position(prompt, decoding
 
 def test_dream_with_a_window_of_one_is_refused(focus):
     with pytest.raises(ValueError, match="3 or more"):
-        focus(window=1).apply(tiny.dllm("dream"))
+        focus(window=1).apply(masked_lm.tiny("dream"))
 
 
 def test_the_published_caches_give_the_tokens_of_the_tuned_ones(model, prompt, decoding, run):

@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 from fewstep.bench import Outcome
+from fewstep.contract import Loaded
 from fewstep.errors import BadFileError, UnsupportedModelError
-from fewstep.loaders import Loaded
-from fewstep.testing import tiny
+from fewstep.families import causal_lm
 from fewstep_focus_dllm import Decoding, FastDLLM, FocusDLLM
 from fewstep_focus_dllm.confidence import correlation, coverage
 from fewstep_focus_dllm.describe import describe
@@ -146,7 +146,7 @@ LLADA = {
 
 
 def test_a_real_llada_is_described_from_its_configuration():
-    found = dict(describe(FocusDLLM(), LLADA))
+    found = dict(describe(LLADA, Path()))
     assert "8.02 G parameters in 291 tensors" in found["weights"]
     assert found["layers"].startswith("32: 0 to 7 dense")
     assert "16.12 GiB" in found["prompt of 32,768"] and "more than the model's positions" in found["prompt of 8,192"]
@@ -154,4 +154,4 @@ def test_a_real_llada_is_described_from_its_configuration():
 
 def test_other_models_are_not_described():
     with pytest.raises(UnsupportedModelError, match="llama"):
-        describe(FocusDLLM(), tiny.causal_lm().config)
+        describe(causal_lm.tiny().config, Path())

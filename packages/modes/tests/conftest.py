@@ -6,19 +6,19 @@ from typing import Any
 
 import pytest
 import torch
-from fewstep.testing import moe
+from fewstep.families import tiny_moe
 
 
 @pytest.fixture
 def model():
     """A tiny Qwen3-VL-MoE: 3 layers, 8 experts, 4 of them for each token."""
-    return moe.model()
+    return tiny_moe.tiny()
 
 
 @pytest.fixture
 def inputs():
     """Two prompts with a picture of 16 tokens, two marks and nine words each."""
-    return moe.inputs()
+    return tiny_moe.tiny_inputs()
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def batches():
     """Calibration data: the last four positions of two batches are scored."""
     made = []
     for seed in range(2):
-        given = moe.inputs(seed=seed)
+        given = tiny_moe.tiny_inputs(seed=seed)
         mask = torch.zeros(given["input_ids"].shape, dtype=torch.bool)
         mask[:, -4:] = True
         made.append({"inputs": given, "score_mask": mask})

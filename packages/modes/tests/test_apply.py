@@ -8,10 +8,10 @@ import threading
 
 import pytest
 import torch
-from fewstep import BadFileError, experts
-from fewstep.testing import moe
+from fewstep import BadFileError
+from fewstep.families import tiny_moe
+from fewstep.families.vlm import modality
 from fewstep_modes import MoDES, ReduceK
-from fewstep_modes.modality import modality
 
 
 def thresholds(text=0.05, vision=0.1, **fields):
@@ -19,16 +19,16 @@ def thresholds(text=0.05, vision=0.1, **fields):
 
 
 @pytest.mark.parametrize("pack", [False, True])
-@pytest.mark.parametrize("family", moe.FAMILIES)
+@pytest.mark.parametrize("family", tiny_moe.FAMILIES)
 def test_skipped_experts_are_not_run_and_the_rest_is_the_loop_over_experts(family, pack, logits):
-    model, inputs = moe.model(family), moe.inputs(family)
+    model, inputs = tiny_moe.tiny(family), tiny_moe.tiny_inputs(family)
     seen = []
     with thresholds(0.12 if family == "deepseek_v3" else 0.05, pack=pack).apply(model) as applied:
         blocks = [module for module in model.modules() if hasattr(module, "experts")]
         for block in blocks:
             block.experts.register_forward_hook(lambda m, args, out: seen.append((m, args, out)))
         logits(model, inputs)
-        assert 0.05 < applied.stats().ratio < 0.95
+        assert 0.05 < applied.counts.ratio < 0.95
         used = {id(m): set(args[1].unique().tolist()) for m, args, _ in seen}
         for module, (hidden, index, weight), out in seen:
             torch.testing.assert_close(out, by_loop(module, hidden, index, weight), rtol=0, atol=1e-4)
@@ -59,7 +59,7 @@ def by_loop(module, hidden, index, weight):
 
 @pytest.mark.parametrize("family", ["qwen3_vl_moe", "internvl-gpt_oss", "deepseek_v3"])
 def test_greedy_tokens_are_the_same_at_thresholds_of_zero(family):
-    model, inputs = moe.model(family), moe.inputs(family)
+    model, inputs = tiny_moe.tiny(family), tiny_moe.tiny_inputs(family)
     plain = model.generate(**inputs, max_new_tokens=32, min_new_tokens=32, do_sample=False)
     with thresholds(0.0, 0.0).apply(model):
         assert torch.equal(model.generate(**inputs, max_new_tokens=32, min_new_tokens=32, do_sample=False), plain)
@@ -80,17 +80,17 @@ def test_decoding_with_a_cache_decides_as_reading_everything_again(model, inputs
         whole = {**inputs, "input_ids": out.sequences, "mm_token_type_ids": types}
         whole["attention_mask"] = torch.ones_like(out.sequences)
         again = logits(model, whole)[:, -9:-1]
-        assert applied.stats().ratio > 0.1
+        assert applied.counts.ratio > 0.1
     torch.testing.assert_close(torch.stack(out.logits, 1), again, rtol=0, atol=1e-4)
 
 
 def test_left_padding_changes_neither_logits_nor_counts(model, logits):
-    short, long = moe.inputs(batch=1, text=5, seed=1), moe.inputs(batch=1, text=9, seed=2)
+    short, long = tiny_moe.tiny_inputs(batch=1, text=5, seed=1), tiny_moe.tiny_inputs(batch=1, text=9, seed=2)
     counts, alone = 0, []
     for one in (short, long):
         with thresholds().apply(model) as applied:
             alone.append(logits(model, one)[0, -1])
-            counts = counts + applied.stats().counts
+            counts = counts + applied.counts.counts
     fill = torch.zeros(1, 4, dtype=torch.long)
     both = {
         name: torch.cat([torch.cat([fill, short[name]], 1), long[name]])
@@ -99,7 +99,7 @@ def test_left_padding_changes_neither_logits_nor_counts(model, logits):
     both |= {name: torch.cat([short[name], long[name]]) for name in ("pixel_values", "image_grid_thw")}
     with thresholds().apply(model) as applied:
         torch.testing.assert_close(logits(model, both)[:, -1], torch.stack(alone), rtol=0, atol=1e-4)
-        assert torch.equal(applied.stats().counts, counts)
+        assert torch.equal(applied.counts.counts, counts)
 
 
 def test_removal_restores_the_model_to_the_last_bit(model, inputs, logits):
@@ -142,8 +142,8 @@ def test_a_policy_for_another_model_is_refused_and_the_model_left_alone(model, f
 
 
 def test_two_models_in_two_threads_have_masks_of_their_own(logits):
-    models = [moe.model(seed=seed) for seed in range(2)]
-    inputs = [moe.inputs(text=text, seed=text) for text in (5, 9)]
+    models = [tiny_moe.tiny(seed=seed) for seed in range(2)]
+    inputs = [tiny_moe.tiny_inputs(text=text, seed=text) for text in (5, 9)]
     expected, found = [], [None, None]
     for model, given in zip(models, inputs, strict=True):
         with thresholds().apply(model):
@@ -175,5 +175,5 @@ def test_embeddings_need_types_where_there_are_pictures(model, inputs):
 def test_gradients_flow_through_kept_experts_only(model, inputs):
     with ReduceK(keep=1).apply(model):
         model(**inputs, use_cache=False).logits.sum().backward()
-        experts_of = [site.experts for site in experts.sites(model)]
+        experts_of = [site.experts for site in moe.sites(model)]
     assert all(one.down_proj.grad.isfinite().all() and one.down_proj.grad.abs().sum() > 0 for one in experts_of)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from fewstep import BadFileError, FewstepError, UnknownNameError, load
-from fewstep.testing import moe
+from fewstep.families import tiny_moe
+from fewstep.families.vlm import Ask
 from fewstep_modes import MoDES, Registered
-from fewstep_modes.ask import Ask
 from fewstep_modes.describe import describe
 from fewstep_modes.fit import FitMoDES
 from transformers import Qwen3VLMoeConfig
@@ -25,7 +25,7 @@ def folder(tmp_path_factory) -> Path:
     from transformers import PreTrainedTokenizerFast
 
     folder = tmp_path_factory.mktemp("models") / "tiny-moe"
-    moe.model("qwen3_moe").save_pretrained(folder)
+    tiny_moe.tiny("qwen3_moe").save_pretrained(folder)
     words = Tokenizer(
         models.WordLevel({"<unk>": 3, "</s>": 2, "what": 10, "is": 11, "this": 12, "a": 13, "dog": 14}, "<unk>")
     )
@@ -102,7 +102,7 @@ QWEN3_VL_30B = {
 def test_the_real_configuration_is_recognised_without_weights(tmp_path):
     config = Qwen3VLMoeConfig(**QWEN3_VL_30B)
     config.architectures = ["Qwen3VLMoeForConditionalGeneration"]
-    found = dict(describe(config))
+    found = dict(describe(config, Path()))
     assert found["layers with experts"] == "48 of 48 (0 to 47)"
     assert found["routed experts"] == "128 in each, 8 for each token" and found["shared experts"] == "none"
     share = float(found["routed share of a 2048-token prompt's operations"].rstrip("%")) / 100

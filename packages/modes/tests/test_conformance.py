@@ -1,13 +1,14 @@
 import pytest
 import torch
-from fewstep.testing import Case, MethodSuite, moe
+from fewstep.families import tiny_moe
+from fewstep.testing import Case, MethodSuite
 from fewstep_modes import REAP, MCMoE, MoDES, ReduceK
 
 
 @torch.no_grad()
 def last_logits(model):
     family = "qwen3_vl_moe" if model.config.model_type == "qwen3_vl_moe" else "qwen3_moe"
-    inputs = {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in moe.inputs(family).items()}
+    inputs = {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in tiny_moe.tiny_inputs(family).items()}
     return model(**inputs, use_cache=False).logits[:, -1]
 
 
@@ -28,10 +29,10 @@ METHODS = {
 class TestMethods(MethodSuite):
     @pytest.fixture
     def case(self, method):
-        return Case(method=method, model=moe.model(), call=last_logits)
+        return Case(method=method, model=tiny_moe.tiny(), call=last_logits)
 
 
 class TestMoDESOnTextAlone(MethodSuite):
     @pytest.fixture
     def case(self):
-        return Case(method=METHODS["modes"], model=moe.model("qwen3_moe"), call=last_logits)
+        return Case(method=METHODS["modes"], model=tiny_moe.tiny("qwen3_moe"), call=last_logits)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from fewstep.errors import FewstepError
-from fewstep.journal import Journal
-from fewstep.testing import moe
+from fewstep.families import tiny_moe
+from fewstep.families.vlm import VISION
+from fewstep.fitting import Journal
 from fewstep_modes import DMT, GMLG, NAEE, Single, calibrate, search
 from fewstep_modes.calibration import Importance
-from fewstep_modes.modality import VISION
 from fewstep_modes.peers import MCMoE, places
 from fewstep_modes.reap import saliency
 from fewstep_modes.reference import Reference
@@ -59,7 +59,7 @@ def test_zero_and_identity_order_layers_alike_only_if_they_do(model, batches):
 
 @pytest.mark.parametrize("family", ["qwen3_moe", "internvl-gpt_oss", "deepseek_v3"])
 def test_other_families_are_fitted_too(family):
-    model, inputs = moe.model(family), moe.inputs(family)
+    model, inputs = tiny_moe.tiny(family), tiny_moe.tiny_inputs(family)
     mask = torch.zeros(inputs["input_ids"].shape, dtype=torch.bool)
     mask[:, -3:] = True
     method, _, importance = fitted(model, [{"inputs": inputs, "score_mask": mask}])
@@ -189,5 +189,5 @@ def test_vision_experts_are_skipped_first(model, batches):
     with method.apply(model) as applied:
         for batch in batches:
             model(**batch["inputs"])
-    assert applied.stats().share(layer=2, modality=VISION) >= applied.stats().share(layer=0, modality=VISION)
+    assert applied.counts.share(layer=2, modality=VISION) >= applied.counts.share(layer=0, modality=VISION)
     assert sum(importance.vision) < sum(importance.text)

@@ -24,7 +24,7 @@ def fewstep_modality():
 """
 POLICY = """
 import torch
-from fewstep import experts
+from fewstep.families import moe
 from fewstep_modes.rule import rank
 
 class First:
@@ -32,7 +32,7 @@ class First:
         return (rank(routed.weight) == 0) | (routed.kind == 3)[:, None]
 
 def last_layer(model):
-    return experts.sites(model)[-1:]
+    return moe.sites(model)[-1:]
 
 def sound(model, kwargs):
     kind = torch.ones_like(kwargs["input_ids"], dtype=torch.int8)
@@ -41,18 +41,18 @@ def sound(model, kwargs):
 """
 USE = """
 import torch
-from fewstep.testing import moe
+from fewstep.families import tiny_moe
 from fewstep_modes import MoDES, Registered
 
-model = moe.model("qwen3_moe")
+model = tiny_moe.tiny("qwen3_moe")
 with Registered(policy_name="first").apply(model) as applied, torch.no_grad():
-    model(**moe.inputs("qwen3_moe", batch=1))
-stats = applied.stats()
+    model(**tiny_moe.tiny_inputs("qwen3_moe", batch=1))
+stats = applied.counts
 print(stats.layers, stats.share(modality=1), stats.share(modality=3), stats.counts[0, 3].tolist())
 everything = MoDES(points=({"target": 0.5, "tau_text": 9.0, "tau_vision": 0.0},))
 with everything.apply(model) as applied, torch.no_grad():
-    model(**moe.inputs("qwen3_moe", batch=1))
-print(applied.stats().share(modality=3))
+    model(**tiny_moe.tiny_inputs("qwen3_moe", batch=1))
+print(applied.counts.share(modality=3))
 """
 
 

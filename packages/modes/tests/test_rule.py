@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from fewstep.testing import moe
+from fewstep.families import tiny_moe
+from fewstep.families.vlm import OTHER, TEXT, VISION
 from fewstep_modes import NAEE, MoDES, ReduceK
 from fewstep_modes.calibration import Importance, calibrate
-from fewstep_modes.modality import OTHER, TEXT, VISION
 from fewstep_modes.reference import kl
 from fewstep_modes.rule import importance, reaches, shares
 
@@ -24,17 +24,17 @@ def test_thresholds_of_zero_change_nothing(model, inputs, logits):
     dense = logits(model, inputs)
     with thresholds(0.0, 0.0).apply(model) as applied:
         torch.testing.assert_close(logits(model, inputs), dense, rtol=0, atol=1e-5)
-        assert applied.stats().ratio == 0
+        assert applied.counts.ratio == 0
     model.set_experts_implementation("eager")  # a loop over experts in the same order: equal to the last bit
     dense = logits(model, inputs)
     with thresholds(0.0, 0.0).apply(model):
         assert (logits(model, inputs) - dense).abs().max() <= 1e-5
 
 
-@pytest.mark.parametrize("family", moe.FAMILIES)
+@pytest.mark.parametrize("family", tiny_moe.FAMILIES)
 def test_infinite_thresholds_leave_the_shared_experts_or_nothing(family, logits):
-    model, inputs = moe.model(family), moe.inputs(family)
-    inputs["input_ids"][:, -1] = moe.EOS  # special
+    model, inputs = tiny_moe.tiny(family), tiny_moe.tiny_inputs(family)
+    inputs["input_ids"][:, -1] = tiny_moe.EOS  # special
     inputs["attention_mask"][0, 0] = 0  # padding
     seen = {}
     with thresholds(INFINITE, INFINITE).apply(model) as applied:
@@ -42,9 +42,13 @@ def test_infinite_thresholds_leave_the_shared_experts_or_nothing(family, logits)
             if hasattr(block, "experts"):
                 block.register_forward_hook(lambda _, args, out, name=name: seen.update({name: (args[0], out)}))
         logits(model, inputs)
-        stats = applied.stats()
-    special = (inputs["input_ids"] == moe.EOS) | (inputs["input_ids"] == moe.START) | (inputs["input_ids"] == moe.END)
-    special = special if family.startswith("qwen3_vl") else inputs["input_ids"] == moe.EOS
+        stats = applied.counts
+    special = (
+        (inputs["input_ids"] == tiny_moe.EOS)
+        | (inputs["input_ids"] == tiny_moe.START)
+        | (inputs["input_ids"] == tiny_moe.END)
+    )
+    special = special if family.startswith("qwen3_vl") else inputs["input_ids"] == tiny_moe.EOS
     special &= inputs["attention_mask"].bool()
     there = int(inputs["attention_mask"].sum())
     assert stats.ratio == pytest.approx((there - int(special.sum())) / there)
@@ -98,7 +102,7 @@ def test_the_vision_threshold_leaves_text_in_the_first_layer_alone(model, inputs
             hook = experts.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[1] == 8))
             logits(model, inputs)
             hook.remove()
-        masks.append(seen[0][(inputs["input_ids"] != moe.IMAGE).flatten()])
+        masks.append(seen[0][(inputs["input_ids"] != tiny_moe.IMAGE).flatten()])
     assert torch.equal(masks[0], masks[1]) and torch.equal(masks[0], masks[2])
     assert 0 < masks[0].float().mean() < 1
 
@@ -124,8 +128,8 @@ def test_importances_of_zero_stay_zero_and_skip_the_modality(model, inputs, logi
     method = thresholds(0.0, 1e-12, alpha_text=(1.0, 0.0, 0.0), alpha_vision=(0.0, 0.0, 0.0))
     with method.apply(model) as applied:
         assert logits(model, inputs).isfinite().all()
-    assert applied.stats().share(modality=VISION) == 1 and applied.stats().share(modality=TEXT) == 0
-    assert applied.stats().share(modality=OTHER) == 0
+    assert applied.counts.share(modality=VISION) == 1 and applied.counts.share(modality=TEXT) == 0
+    assert applied.counts.share(modality=OTHER) == 0
 
 
 @pytest.mark.parametrize("keep", [0, 1, 3, 4])
@@ -133,14 +137,14 @@ def test_reduce_k(model, inputs, logits, keep):
     with ReduceK(keep=keep).apply(model) as applied:
         logits(model, inputs)
     ids = inputs["input_ids"]
-    special = ((ids == moe.START) | (ids == moe.END)).float().mean().item()
-    assert applied.stats().ratio == pytest.approx((1 - keep / 4) * (1 - special))
+    special = ((ids == tiny_moe.START) | (ids == tiny_moe.END)).float().mean().item()
+    assert applied.counts.ratio == pytest.approx((1 - keep / 4) * (1 - special))
 
 
 def test_reduce_k_between_whole_numbers(model, inputs, logits):
     with ReduceK(keep=1.5).apply(model) as applied:
         logits(model, inputs)
-    shares = [[applied.stats().share(layer=layer, modality=kind) for kind in (TEXT, VISION)] for layer in range(3)]
+    shares = [[applied.counts.share(layer=layer, modality=kind) for kind in (TEXT, VISION)] for layer in range(3)]
     assert shares == [[0.5, 0.5], [0.5, 0.75], [0.75, 0.75]]
 
 
@@ -148,7 +152,7 @@ def test_naee_drops_nothing_or_all_but_the_first(model, inputs, logits):
     dense = logits(model, inputs)
     with NAEE(beta=0.0).apply(model) as applied:
         torch.testing.assert_close(logits(model, inputs), dense, rtol=0, atol=1e-5)
-        assert applied.stats().ratio == 0
+        assert applied.counts.ratio == 0
     with NAEE(beta=1.0).apply(model) as applied:
         logits(model, inputs)
-        assert applied.stats().share(modality=TEXT) == 0.75 == applied.stats().share(modality=VISION)
+        assert applied.counts.share(modality=TEXT) == 0.75 == applied.counts.share(modality=VISION)

@@ -7,10 +7,10 @@ import importlib.util
 import fewstep
 import pytest
 import torch
-from fewstep.journal import Journal
+from fewstep.families.vlm import TEXT, VISION
+from fewstep.fitting import Journal
 from fewstep_modes import MoDES, calibrate, search
 from fewstep_modes.data import of_task
-from fewstep_modes.modality import TEXT, VISION
 from fewstep_modes.reference import Reference
 from fewstep_modes.thresholds import Evaluator
 
@@ -41,6 +41,6 @@ def test_the_policy_that_comes_with_the_model_skips_vision_first(loaded):
     (batch,) = of_task("digit-qa", loaded, 60, 60, 6)
     with method.apply(loaded.model) as applied, torch.no_grad():
         loaded.model(**batch["inputs"])
-    stats = applied.stats()
+    stats = applied.counts
     assert stats.ratio == pytest.approx(method.target, abs=0.05)
     assert stats.share(modality=VISION) > stats.share(modality=TEXT)

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from fewstep.testing import tiny
+from fewstep.families import wan
 from fewstep.train.objective import Batch
 from fewstep.train.roles import Roles, full_roles, lora_roles
 from safetensors.torch import save_file
@@ -28,13 +28,13 @@ def sample():
 
 @pytest.fixture
 def pipe():
-    return tiny.wan_pipeline()
+    return wan.tiny_pipeline()
 
 
 @pytest.fixture(scope="session")
 def student():
     """A transformer with other weights than the pipeline's."""
-    return tiny.wan(seed=1)
+    return wan.tiny(seed=1)
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +52,7 @@ def lora_file(tmp_path_factory):
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict
 
-    transformer = tiny.wan()
+    transformer = wan.tiny()
     targets = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
     config = LoraConfig(r=3, lora_alpha=6, target_modules=targets, init_lora_weights=False)
     with torch.random.fork_rng(devices=[]):
@@ -84,7 +84,7 @@ def make_batch() -> Callable[..., Batch]:
 def roles(request: pytest.FixtureRequest) -> Roles:
     """Student, critic and teacher of one tiny Wan, with weights of their own or as adapters, moved apart."""
     make = {"full": full_roles, "lora": partial(lora_roles, rank=2, alpha=4.0, targets=("to_q", "to_v", "ffn.net.2"))}
-    made = make[request.param](tiny.wan())
+    made = make[request.param](wan.tiny())
     torch.manual_seed(1)
     for name in ("student", "critic"):
         for weight in made[name].parameters():

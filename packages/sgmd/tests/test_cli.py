@@ -10,7 +10,7 @@ import sys
 import imageio.v3 as iio
 import pytest
 from fewstep.cli import main
-from fewstep.testing import tiny
+from fewstep.families import wan
 from fewstep_sgmd import SGMD
 
 
@@ -18,7 +18,7 @@ from fewstep_sgmd import SGMD
 def folder(tmp_path_factory, full_file, lora_file):
     """A pipeline, and students of it."""
     root = tmp_path_factory.mktemp("cli")
-    tiny.wan_pipeline().save_pretrained(root / "base")
+    wan.tiny_pipeline().save_pretrained(root / "base")
     SGMD(weights=full_file, size=(5, 32, 48)).save_pretrained(root / "full")
     SGMD(weights=lora_file).save_pretrained(root / "lora")
     return root

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import WanPipeline, WanTransformer3DModel
 from fewstep.errors import BadFileError, FewstepError
-from fewstep.testing import tiny
+from fewstep.families import wan
 from fewstep_sgmd import SGMD
 from fewstep_sgmd.export import Comfy, DiffusersFolder, LightX2V, PeftLora, from_lightx2v
 from fewstep_sgmd.weights import extract, read
@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 def base(tmp_path_factory) -> str:
     """The tiny pipeline as a folder."""
     folder = tmp_path_factory.mktemp("base")
-    tiny.wan_pipeline().save_pretrained(folder)
+    wan.tiny_pipeline().save_pretrained(folder)
     return str(folder)
 
 
@@ -28,7 +28,7 @@ def few(sample):
     """What a method makes of the tiny pipeline."""
 
     def call(method):
-        pipe = tiny.wan_pipeline()
+        pipe = wan.tiny_pipeline()
         with method.apply(pipe):
             return sample(pipe)
 
@@ -53,7 +53,7 @@ def test_a_diffusers_folder_needs_nothing_of_ours(kind, request, base, few, samp
 
 def test_a_peft_lora_loads_in_diffusers(lora_file, few, sample, tmp_path):
     PeftLora()(SGMD(weights=lora_file, strength=0.5), tmp_path)
-    pipe = tiny.wan_pipeline()
+    pipe = wan.tiny_pipeline()
     pipe.load_lora_weights(tmp_path)
     with SGMD().apply(pipe):
         close(sample(pipe), few(SGMD(weights=lora_file, strength=0.5)))
@@ -66,7 +66,7 @@ def test_a_native_lora_loads_in_diffusers_and_comes_back(writer, lora_file, few,
     names = load_file(tmp_path / "lora.safetensors")
     assert all(name.startswith("diffusion_model.blocks.") for name in names)
     close(few(SGMD(weights=tmp_path / "lora.safetensors")), few(method))
-    pipe = tiny.wan_pipeline()
+    pipe = wan.tiny_pipeline()
     pipe.load_lora_weights(tmp_path / "lora.safetensors")
     with SGMD().apply(pipe):
         close(sample(pipe), few(method))
@@ -129,7 +129,7 @@ def test_a_strange_lightx2v_configuration_is_refused(change, message, tmp_path):
 
 
 def test_a_lora_merged_equals_the_adapter(lora_file):
-    transformer, merged = tiny.wan(), tiny.wan()
+    transformer, merged = wan.tiny(), wan.tiny()
     transformer.load_lora_adapter(load_file(lora_file), prefix="transformer", metadata=lora_metadata(lora_file))
     for name, change in read(lora_file).changes().items():
         merged.get_parameter(name).data += change
@@ -137,7 +137,7 @@ def test_a_lora_merged_equals_the_adapter(lora_file):
     call = {"timestep": torch.tensor([100.0, 900.0]), "encoder_hidden_states": cond, "return_dict": False}
     with torch.no_grad():
         close(merged(noisy, **call)[0], transformer(noisy, **call)[0])
-        assert not torch.allclose(merged(noisy, **call)[0], tiny.wan()(noisy, **call)[0], atol=1e-3)
+        assert not torch.allclose(merged(noisy, **call)[0], wan.tiny()(noisy, **call)[0], atol=1e-3)
 
 
 def lora_metadata(path):
@@ -174,7 +174,7 @@ DELTAS = {
 def test_deltas_of_lightx2v_are_added_and_written_again(tmp_path, pipe):
     tensors = {f"diffusion_model.{name}": torch.randn(shape) for name, (_, shape) in DELTAS.items()}
     save_file(tensors, tmp_path / "deltas.safetensors")
-    method, before = SGMD(weights=tmp_path / "deltas.safetensors"), dict(tiny.wan().named_parameters())
+    method, before = SGMD(weights=tmp_path / "deltas.safetensors"), dict(wan.tiny().named_parameters())
     with method.apply(pipe):
         for name, (ours, _) in DELTAS.items():
             close(pipe.transformer.get_parameter(ours) - before[ours], tensors[f"diffusion_model.{name}"])
@@ -208,12 +208,12 @@ def test_extraction_keeps_the_largest_singular_values():
 def test_a_peft_lora_says_what_it_leaves_out(base, full_file, tmp_path, sample):
     notes = PeftLora(rank=24, base=base)(SGMD(weights=full_file), tmp_path)
     assert "left out" in notes[1] and "scale_shift_table" in notes[1]
-    pipe = tiny.wan_pipeline()
+    pipe = wan.tiny_pipeline()
     pipe.load_lora_weights(tmp_path)
     with SGMD().apply(pipe):
         sample(pipe)
     name = "transformer.blocks.0.attn1.to_q.lora_B.bias"
-    change = load_file(full_file)["blocks.0.attn1.to_q.bias"] - tiny.wan().blocks[0].attn1.to_q.bias
+    change = load_file(full_file)["blocks.0.attn1.to_q.bias"] - wan.tiny().blocks[0].attn1.to_q.bias
     close(load_file(tmp_path / "pytorch_lora_weights.safetensors")[name], change.detach())
 
 

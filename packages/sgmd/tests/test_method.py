@@ -6,8 +6,8 @@ import pytest
 import torch
 from diffusers import WanPipeline
 from fewstep.errors import BadFileError, UnsupportedModelError
+from fewstep.families import wan
 from fewstep.flow import StepGrid, euler
-from fewstep.testing import tiny
 from fewstep_sgmd import SGMD
 from safetensors.torch import load_file, save_file
 
@@ -129,11 +129,11 @@ def test_a_file_that_is_no_safetensors_is_refused(pipe, full_file, tmp_path):
 
 
 def test_pipelines_that_cannot_run_a_student_are_refused(pipe):
-    pipe.transformer_2 = tiny.wan(seed=2)
+    pipe.transformer_2 = wan.tiny(seed=2)
     with pytest.raises(UnsupportedModelError, match="two experts"):
         SGMD().apply(pipe)
     with pytest.raises(UnsupportedModelError, match="offloaded"):
-        SGMD().apply(meta(tiny.wan_pipeline()))
+        SGMD().apply(meta(wan.tiny_pipeline()))
 
 
 def meta(pipe):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 from fewstep.errors import BadFileError
-from fewstep.testing import tiny
+from fewstep.families import wan
 from fewstep_sgmd.names import are_native, to_diffusers, to_native
 
 WITH_IMAGE = {"image_dim": 6, "added_kv_proj_dim": 24, "pos_embed_seq_len": 4}
@@ -13,7 +13,7 @@ WITH_IMAGE = {"image_dim": 6, "added_kv_proj_dim": 24, "pos_embed_seq_len": 4}
 
 @pytest.mark.parametrize("overrides", [{}, WITH_IMAGE, {"num_layers": 11}], ids=["t2v", "i2v", "deep"])
 def test_every_parameter_goes_there_and_back(overrides):
-    names = list(tiny.wan(**overrides).state_dict())
+    names = list(wan.tiny(**overrides).state_dict())
     native = [to_native(name) for name in names]
     assert len(set(native)) == len(names) and [to_diffusers(name) for name in native] == names
     assert are_native(native) and not are_native(names)

@@ -73,7 +73,7 @@ def test_t9_the_gradient_is_that_of_one_step_by_hand(roles, make_batch, exit):
     with roles.updating("student"):
         x = taken.noisy - level * roles.student.velocity(taken.noisy, level, batch.cond)
         noisy = flow.noise(x, eps, sigma)
-        u = roles.critic.clean(noisy, sigma, batch.cond)
+        u = roles.critic.x0(noisy, sigma, batch.cond)
         velocity = guided(roles.teacher, noisy.detach(), sigma, batch.cond, batch.uncond, 3.0)
         teacher = (noisy - sigma.view(-1, 1, 1, 1, 1) * velocity).detach()
         n = (x - teacher).abs().mean((1, 2, 3, 4)).detach()
@@ -86,7 +86,7 @@ def test_t9_the_gradient_is_that_of_one_step_by_hand(roles, make_batch, exit):
 
 def exit_of(objective: SGMDObjective, batch) -> int:
     objective.rollout(batch, grad=False)
-    return int(batch.figures["exit"])
+    return int(batch.metrics["exit"])
 
 
 def test_the_critic_minimises_the_velocity_error_of_a_fresh_sample(roles, make_batch):
@@ -127,7 +127,7 @@ def test_a_fresh_sample_has_an_exit_of_its_own(roles, make_batch):
         for name in ("student", "critic"):
             batch = make_batch(seed=seed + (100 if name == "critic" else 0))
             objective.losses(name, batch, 0)
-            exits.append(batch.figures["exit"])
+            exits.append(batch.metrics["exit"])
     assert exits[::2] != exits[1::2]
 
 
@@ -137,7 +137,7 @@ def test_score_times_may_follow_the_exit_step(roles, make_batch):
     for seed in range(12):
         batch = make_batch(200, seed=seed)
         sigma = objective.noised(batch, grad=False).sigma
-        exit = int(batch.figures["exit"])
+        exit = int(batch.metrics["exit"])
         low, high = max(levels[exit + 1], 0.02), min(levels[exit], 0.98)
         assert low - 1e-6 <= sigma.min() and sigma.max() <= high + 1e-6
         assert sigma.min() < low + 0.1 * (high - low) and sigma.max() > high - 0.1 * (high - low)
@@ -173,7 +173,7 @@ def test_with_diversity_samples_never_leave_at_the_first_step(roles, make_batch)
             with torch.no_grad():
                 batch = make_batch(1, seed=seed)
                 objective.losses(role, batch, 0)
-            exits[name].add(batch.figures["exit"])
+            exits[name].add(batch.metrics["exit"])
     assert exits == {"plain": {0, 1, 2, 3}, "student": {1, 2, 3}, "critic": {0, 1, 2, 3}}
 
 
@@ -181,8 +181,8 @@ def test_figures_are_logged_beside_the_losses(roles, make_batch):
     batch = make_batch(8)
     parts = backward(SGMDObjective(roles=roles), "student", batch)
     assert set(parts) == {"fisher", "negative_residual"} and parts["negative_residual"] < 0 < parts["fisher"]
-    assert {"exit", "dmd2", "residual", "normaliser"} < set(batch.figures)
-    torch.testing.assert_close(-0.1 * batch.figures["residual"], parts["negative_residual"].detach())
+    assert {"exit", "dmd2", "residual", "normaliser"} < set(batch.metrics)
+    torch.testing.assert_close(-0.1 * batch.metrics["residual"], parts["negative_residual"].detach())
 
 
 def test_sid_reaches_the_student_through_the_teacher_too(roles, make_batch):
@@ -200,7 +200,7 @@ def test_sid_reaches_the_student_through_the_teacher_too(roles, make_batch):
     taken = objective.rollout(batch, grad=False)
     sigma = objective.score_time.sample(len(batch), batch.generator)
     noisy = flow.noise(taken.x, batch.normal(), sigma)
-    u, t = roles.critic.clean(noisy, sigma, batch.cond), objective.teacher_clean(noisy, sigma, batch)
+    u, t = roles.critic.x0(noisy, sigma, batch.cond), objective.teacher_x0(noisy, sigma, batch)
     assert sid_loss(taken.x, u, t).item() == pytest.approx(routes[True][0], rel=1e-5)
 
 

@@ -19,10 +19,10 @@ from fewstep.bench.rows import DENSE, read
 from fewstep.bench.settings import Event, Settings
 from fewstep.bench.task import Outcome, Sample
 from fewstep.cli import main
+from fewstep.families import wan
 from fewstep.race.run import Entrant, race
 from fewstep.race.task import Race
 from fewstep.race.trainee import Trainee
-from fewstep.testing import tiny
 from fewstep.train.distillation import DMD2Recipe
 from fewstep.train.optim import AdamW
 from fewstep.train.parallel import World
@@ -61,7 +61,7 @@ class StillRace(Race):
 def small(tmp_path_factory) -> dict:
     """Fields that make a digits recipe tiny."""
     folder = tmp_path_factory.mktemp("race")
-    pipe = tiny.wan_pipeline()
+    pipe = wan.tiny_pipeline()
     pipe.set_progress_bar_config(disable=True)
     pipe.save_pretrained(folder / "wan")
     (folder / "prompts.txt").write_text("a cat runs\na dog sleeps\n")

@@ -16,7 +16,7 @@ import torch
 from diffusers import WanPipeline
 from fewstep import plugins
 from fewstep.cli import main
-from fewstep.testing import tiny
+from fewstep.families import wan
 from fewstep.testing.objective import ObjectiveCase, ObjectiveSuite
 from fewstep.train.objective import UpdateSchedule
 from fewstep.train.optim import AdamW
@@ -110,7 +110,7 @@ def test_three_in_ten_prompts_of_digits_are_fast():
 def teacher(tmp_path_factory) -> Path:
     """A tiny pipeline as a folder, with prompts beside it."""
     folder = tmp_path_factory.mktemp("teacher")
-    tiny.wan_pipeline().save_pretrained(folder / "wan")
+    wan.tiny_pipeline().save_pretrained(folder / "wan")
     (folder / "prompts.txt").write_text("a cat runs\na dog sleeps\n")
     return folder / "wan"
 
@@ -136,7 +136,7 @@ def test_two_steps_of_each_recipe(name, train):
     critic = 5 if name.startswith(("dmd2", "tsg")) else 1
     assert [(line["student/updates"], line["critic/updates"]) for line in lines] == [(1, critic), (2, 2 * critic)]
     before, after = (
-        tiny.wan().state_dict(),
+        wan.tiny().state_dict(),
         load_file(folder / "student/transformer/diffusion_pytorch_model.safetensors"),
     )
     assert before.keys() == after.keys() and any(not torch.equal(before[key], after[key].float()) for key in before)

@@ -2,7 +2,7 @@ import importlib.util
 
 import pytest
 import torch
-from fewstep.testing import tiny
+from fewstep.families import causal_lm
 from fewstep_slim_infer import SlimInfer
 
 
@@ -19,7 +19,7 @@ def slim():
 @pytest.fixture
 def model():
     """A tiny Llama in float64, where a wrong token shows and rounding does not."""
-    return tiny.causal_lm().double()
+    return causal_lm.tiny().double()
 
 
 @pytest.fixture

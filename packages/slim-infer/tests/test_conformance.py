@@ -1,19 +1,20 @@
 import pytest
 import torch
-from fewstep.testing import Case, MethodSuite, tiny
+from fewstep.families import causal_lm
+from fewstep.testing import Case, MethodSuite
 from fewstep_slim_infer import GemFilter, LazyLLM, SlimInfer
 
 
 @torch.no_grad()
 def last_logits(model):
-    return model(tiny.prompt(150), logits_to_keep=1).logits
+    return model(causal_lm.tiny_prompt(150), logits_to_keep=1).logits
 
 
 class TestSlimInfer(MethodSuite):
     @pytest.fixture
     def case(self):
         method = SlimInfer(entry=(2, 4), keep=0.5, block=16, unit=4, score="dot")
-        return Case(method=method, model=tiny.causal_lm(), call=last_logits)
+        return Case(method=method, model=causal_lm.tiny(), call=last_logits)
 
 
 class TestSlimInferWhileDecoding(MethodSuite):
@@ -22,16 +23,16 @@ class TestSlimInferWhileDecoding(MethodSuite):
         method = SlimInfer(
             entry=(2, 4), keep=0.5, decode_keep=0.4, overlap=1.0, offload=True, block=16, unit=4, score="unit_softmax"
         )
-        return Case(method=method, model=tiny.causal_lm("qwen3"), call=last_logits)
+        return Case(method=method, model=causal_lm.tiny("qwen3"), call=last_logits)
 
 
 class TestLazyLLM(MethodSuite):
     @pytest.fixture
     def case(self):
-        return Case(method=LazyLLM(entry=(2, 4), keep=0.5), model=tiny.causal_lm("qwen2"), call=last_logits)
+        return Case(method=LazyLLM(entry=(2, 4), keep=0.5), model=causal_lm.tiny("qwen2"), call=last_logits)
 
 
 class TestGemFilter(MethodSuite):
     @pytest.fixture
     def case(self):
-        return Case(method=GemFilter(filter_layer=2, keep=0.5), model=tiny.causal_lm(), call=last_logits)
+        return Case(method=GemFilter(filter_layer=2, keep=0.5), model=causal_lm.tiny(), call=last_logits)

@@ -2,8 +2,8 @@ import threading
 
 import pytest
 import torch
-from fewstep.testing import tiny
-from fewstep_slim_infer.cache import NAME
+from fewstep.families import causal_lm
+from fewstep.families.kv_cache import ARGUMENT
 from fewstep_slim_infer.decoder import SlimDecoder
 from fewstep_slim_infer.method import install
 from transformers import TextIteratorStreamer
@@ -19,9 +19,9 @@ def generate(model, ids, n=24, **options):
 def steps(model, ids, known):
     """Logits of the prompt and of each known token after it, and the blocks that were active at each of these."""
     out = model(ids, logits_to_keep=1)
-    cache, logits, active = out[NAME], [out.logits[:, -1]], []
+    cache, logits, active = out[ARGUMENT], [out.logits[:, -1]], []
     for token in known:
-        out = model(torch.tensor([[token]]), **{NAME: cache}, logits_to_keep=1)
+        out = model(torch.tensor([[token]]), **{ARGUMENT: cache}, logits_to_keep=1)
         logits.append(out.logits[:, -1])
         active.append([sorted(s.arena.active[0]) if s.arena else None for s in cache.stages[1:]])
     return torch.cat(logits), active
@@ -30,7 +30,7 @@ def steps(model, ids, known):
 @pytest.mark.parametrize("overlap", [0.9, 1.1])
 def test_fewer_blocks_while_decoding_equals_masking_all_others(model, slim, reference, tokens_of, overlap):
     """The prompt's own rows attended to all survivors, so only the newest token's row sees the smaller active set."""
-    ids, known = tiny.prompt(P), tiny.prompt(20, seed=5)[0].tolist()
+    ids, known = causal_lm.tiny_prompt(P), causal_lm.tiny_prompt(20, seed=5)[0].tolist()
     with slim(keep=0.6, decode_keep=0.4, overlap=overlap).apply(model) as applied:
         logits, active = steps(model, ids, known)
         assert applied.report.swaps > 0
@@ -43,21 +43,21 @@ def _with_all_survivors(model, method, ids, known, active, tokens_of):
     """Decode over a slim cache that keeps every survivor, masking those that were not active."""
     logits = []
     with method.apply(model):
-        cache = model(ids, logits_to_keep=1)[NAME]
+        cache = model(ids, logits_to_keep=1)[ARGUMENT]
         for token, sets in zip(known, active, strict=True):
             for stage, blocks in zip(cache.stages[1:], sets, strict=True):
                 kept = tokens_of(stage.blocks[0], 16, P)
                 blocks = stage.blocks[0] if blocks is None else blocks
                 seen = set(tokens_of(blocks, 16, P)) | set(range(P - P % 16, P))
                 stage.valid = torch.tensor([[t in seen for t in kept]])
-            out = model(torch.tensor([[token]]), **{NAME: cache}, logits_to_keep=1)
+            out = model(torch.tensor([[token]]), **{ARGUMENT: cache}, logits_to_keep=1)
             logits.append(out.logits[:, -1])
     return torch.cat(logits)
 
 
 @pytest.mark.parametrize("first", [1, 2, 3, 4])
 def test_offloaded_layers_give_the_same_logits_and_little_memory(first, slim):
-    model, ids, known = tiny.causal_lm(), tiny.prompt(P), tiny.prompt(90, seed=5)[0].tolist()
+    model, ids, known = causal_lm.tiny(), causal_lm.tiny_prompt(P), causal_lm.tiny_prompt(90, seed=5)[0].tolist()
     with slim(entry=(first,)).apply(model) as applied:
         resident, _ = steps(model, ids, known)
         before = applied.report
@@ -76,7 +76,7 @@ def test_offloaded_layers_give_the_same_logits_and_little_memory(first, slim):
     ids=str,
 )
 def test_the_copying_thread_follows_the_caller_into_inference_mode(fields, slim):
-    model, ids = tiny.causal_lm(), tiny.prompt(P)
+    model, ids = causal_lm.tiny(), causal_lm.tiny_prompt(P)
     with slim(**fields).apply(model) as applied:
         plain = generate(model, ids, 24)
         assert applied.report.host_bytes > 0  # something waits where the copier fetches it
@@ -94,15 +94,15 @@ class Forgetful(SlimDecoder):
 
 def test_a_revived_block_has_the_keys_it_would_have_had(model, slim):
     """Everything before the first boundary is dense, and block 3 sees only blocks before it, so its keys are dense."""
-    ids = tiny.prompt(P)
-    dense = model(ids, use_cache=True)[NAME]
+    ids = causal_lm.tiny_prompt(P)
+    dense = model(ids, use_cache=True)[ARGUMENT]
     method = slim(entry=(2, 5), keep=1.0, decode_keep=1.0, overlap=1.1, revive="recompute")
     with install(model, method, method.resolve(model.config), Forgetful):
-        cache = model(ids, use_cache=True)[NAME]
+        cache = model(ids, use_cache=True)[ARGUMENT]
         stage = cache.stages[1]
         assert stage.arena.missing(0, [2, 3]) == [3]
         stage.arena._slots = [9]
-        model(tiny.prompt(1, seed=3), **{NAME: cache})
+        model(causal_lm.tiny_prompt(1, seed=3), **{ARGUMENT: cache})
     assert stage.arena.missing(0, [2, 3]) == []
     for i, layer in enumerate(stage.layers):
         held, wanted = stage.arena._host[0][3][i], dense.layers[layer]
@@ -112,7 +112,7 @@ def test_a_revived_block_has_the_keys_it_would_have_had(model, slim):
 
 
 def test_revival_brings_dropped_blocks_back(slim):
-    model, ids = tiny.causal_lm(), tiny.prompt(P)
+    model, ids = causal_lm.tiny(), causal_lm.tiny_prompt(P)
     with slim(revive="recompute", overlap=1.1).apply(model) as applied:
         generate(model, ids, 40)
         report, stage = applied.report, applied.decoder.last.stages[1]
@@ -120,42 +120,42 @@ def test_revival_brings_dropped_blocks_back(slim):
 
 
 def test_a_second_long_prompt_warns_unless_blocks_can_be_revived(slim, recwarn):
-    model, ids = tiny.causal_lm(), tiny.prompt(P)
+    model, ids = causal_lm.tiny(), causal_lm.tiny_prompt(P)
     with slim().apply(model):
-        cache = model(ids, use_cache=True)[NAME]
-        model(tiny.prompt(4), **{NAME: cache})
+        cache = model(ids, use_cache=True)[ARGUMENT]
+        model(causal_lm.tiny_prompt(4), **{ARGUMENT: cache})
         assert not recwarn.list
         with pytest.warns(UserWarning, match="more prompt tokens over a slim cache"):
-            model(tiny.prompt(9), **{NAME: cache})
+            model(causal_lm.tiny_prompt(9), **{ARGUMENT: cache})
     with slim(revive="recompute").apply(model):
-        cache = model(ids, use_cache=True)[NAME]
+        cache = model(ids, use_cache=True)[ARGUMENT]
         recwarn.clear()
-        model(tiny.prompt(9), **{NAME: cache})
+        model(causal_lm.tiny_prompt(9), **{ARGUMENT: cache})
         assert not recwarn.list
 
 
 def test_several_tokens_at_once_equal_one_by_one(model, slim):
-    ids, more = tiny.prompt(P), tiny.prompt(4, seed=2)
+    ids, more = causal_lm.tiny_prompt(P), causal_lm.tiny_prompt(4, seed=2)
     with slim().apply(model):
         one_by_one, _ = steps(model, ids, more[0].tolist())
-        cache = model(ids, use_cache=True)[NAME]
-        together = model(more, **{NAME: cache}).logits[0]
+        cache = model(ids, use_cache=True)[ARGUMENT]
+        together = model(more, **{ARGUMENT: cache}).logits[0]
         behind = model(torch.cat([ids, more], 1), logits_to_keep=5).logits[0]
     torch.testing.assert_close(together, one_by_one[1:], rtol=0, atol=1e-9)
     torch.testing.assert_close(behind, one_by_one, rtol=0, atol=1e-9)
 
 
 def test_guesses_are_verified_and_cropped(model, slim):
-    ids = tiny.prompt(50).repeat(1, 3)
+    ids = causal_lm.tiny_prompt(50).repeat(1, 3)
     with slim().apply(model):
         assert torch.equal(generate(model, ids, prompt_lookup_num_tokens=3), generate(model, ids))
 
 
 def test_the_prompt_of_a_slim_cache_cannot_be_cropped(slim):
-    model = tiny.causal_lm()
+    model = causal_lm.tiny()
     with slim().apply(model):
-        cache = model(tiny.prompt(P), use_cache=True)[NAME]
-        model(tiny.prompt(2), **{NAME: cache})
+        cache = model(causal_lm.tiny_prompt(P), use_cache=True)[ARGUMENT]
+        model(causal_lm.tiny_prompt(2), **{ARGUMENT: cache})
         cache.crop(-2)
         assert cache.get_seq_length() == P
         for bad in (-1, 5):
@@ -168,7 +168,7 @@ def test_streaming(slim):
         def decode(self, ids, **options):
             return " ".join(map(str, list(ids))) + " "
 
-    model, ids = tiny.causal_lm(), tiny.prompt(P)
+    model, ids = causal_lm.tiny(), causal_lm.tiny_prompt(P)
     with slim().apply(model), torch.inference_mode():
         whole = generate(model, ids, 12)[0, P:].tolist()
         streamer = TextIteratorStreamer(Digits(), skip_prompt=True)
@@ -180,7 +180,7 @@ def test_streaming(slim):
 
 
 def test_paused_runs_the_dense_model(slim):
-    model, ids = tiny.causal_lm(), tiny.prompt(P)
+    model, ids = causal_lm.tiny(), causal_lm.tiny_prompt(P)
     dense = generate(model, ids)
     with slim().apply(model) as applied:
         pruned = generate(model, ids)

@@ -1,9 +1,9 @@
 import pytest
 import torch
 from fewstep.errors import UnsupportedModelError
-from fewstep.testing import tiny
+from fewstep.families import causal_lm
+from fewstep.families.kv_cache import ARGUMENT
 from fewstep_slim_infer import GemFilter, LazyLLM, SlimInfer
-from fewstep_slim_infer.cache import NAME
 from transformers import DynamicCache, StaticCache
 
 
@@ -42,7 +42,7 @@ def test_bad_fields_of_the_peers():
     with pytest.raises(ValueError, match="0 or more"):
         GemFilter(filter_layer=-1)
     with pytest.raises(ValueError, match="has 6 layers"):
-        GemFilter(filter_layer=6, keep=0.5).apply(tiny.causal_lm())
+        GemFilter(filter_layer=6, keep=0.5).apply(causal_lm.tiny())
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_bad_fields_of_the_peers():
 )
 @pytest.mark.parametrize("method", [SlimInfer(), LazyLLM(), GemFilter()], ids=lambda m: m.name)
 def test_models_with_another_loop_are_refused_and_left_alone(family, fields, method):
-    model = tiny.causal_lm(family, **fields)
+    model = causal_lm.tiny(family, **fields)
     forward = model.forward
     with pytest.raises(UnsupportedModelError, match=type(model).__name__):
         method.apply(model)
@@ -66,7 +66,7 @@ def test_models_with_another_loop_are_refused_and_left_alone(family, fields, met
 
 
 def test_attention_outside_the_interface_is_refused(slim):
-    model = tiny.causal_lm()
+    model = causal_lm.tiny()
     model.set_attn_implementation("eager")
     with pytest.raises(UnsupportedModelError, match="attn_implementation='sdpa'"):
         slim().apply(model)
@@ -76,10 +76,10 @@ def test_attention_outside_the_interface_is_refused(slim):
 
 def test_an_entry_layer_beyond_the_last(slim):
     with pytest.raises(ValueError, match="only layers 0 to 5"):
-        slim(entry=(2, 6)).apply(tiny.causal_lm())
+        slim(entry=(2, 6)).apply(causal_lm.tiny())
 
 
-IDS = tiny.prompt(60)
+IDS = causal_lm.tiny_prompt(60)
 MASK = torch.ones_like(IDS)
 
 
@@ -87,7 +87,7 @@ MASK = torch.ones_like(IDS)
     ("call", "message"),
     [
         (lambda m: m(IDS, labels=IDS), "labels="),
-        (lambda m: m(IDS, **{NAME: DynamicCache()}), "not a DynamicCache"),
+        (lambda m: m(IDS, **{ARGUMENT: DynamicCache()}), "not a DynamicCache"),
         (lambda m: m(IDS, attention_mask=MASK[None, None]), "2-D attention mask"),
         (lambda m: m(IDS, output_hidden_states=True), "no hidden states"),
         (lambda m: m(IDS, attention_mask=MASK.index_fill(1, torch.tensor([59]), 0)), "pad prompts on the left"),
@@ -96,14 +96,14 @@ MASK = torch.ones_like(IDS)
         (lambda m: m.generate(IDS, prefill_chunk_size=16, max_new_tokens=2), "prefill_chunk_size"),
         (lambda m: m.generate(IDS, cache_implementation="static", max_new_tokens=2), "cache_implementation='static'"),
         (
-            lambda m: m.generate(IDS, **{NAME: StaticCache(config=m.config, max_cache_len=99)}, max_new_tokens=2),
+            lambda m: m.generate(IDS, **{ARGUMENT: StaticCache(config=m.config, max_cache_len=99)}, max_new_tokens=2),
             "not a StaticCache",
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_calls_that_cannot_be_answered(call, message, slim):
-    model = tiny.causal_lm()
+    model = causal_lm.tiny()
     dense = model(IDS).logits
     with slim().apply(model), pytest.raises(ValueError, match=message):
         call(model)
@@ -111,17 +111,17 @@ def test_calls_that_cannot_be_answered(call, message, slim):
 
 
 def test_a_query_span_outside_of_the_prompt(slim):
-    with slim(query_span=(500, 510)).apply(tiny.causal_lm()) as applied, pytest.raises(ValueError, match="no token"):
+    with slim(query_span=(500, 510)).apply(causal_lm.tiny()) as applied, pytest.raises(ValueError, match="no token"):
         applied.decoder(IDS)
 
 
 def test_revival_takes_one_prompt(slim):
-    model = tiny.causal_lm()
+    model = causal_lm.tiny()
     with slim(revive="recompute").apply(model), pytest.raises(ValueError, match="one prompt at a time"):
-        model(tiny.prompt(60, batch=2))
+        model(causal_lm.tiny_prompt(60, batch=2))
 
 
 def test_gemfilter_refuses_padding():
-    model = tiny.causal_lm()
+    model = causal_lm.tiny()
     with GemFilter(filter_layer=2, keep=0.5).apply(model), pytest.raises(ValueError, match="one length"):
-        model(tiny.prompt(60), attention_mask=torch.arange(60)[None] > 3)
+        model(causal_lm.tiny_prompt(60), attention_mask=torch.arange(60)[None] > 3)

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 from fewstep.errors import BadFileError, FewstepError
-from fewstep.testing import tiny
+from fewstep.families import causal_lm
 from fewstep_slim_infer import SlimInfer
 from fewstep_slim_infer.fit import Fact, propose
 
@@ -15,9 +15,9 @@ def decode(ids):
 @pytest.fixture
 def facts():
     """Two prompts for a tiny model whose first generated token counts as the answer."""
-    model, made = tiny.causal_lm(), []
+    model, made = causal_lm.tiny(), []
     for seed in range(2):
-        prompt = tiny.prompt(100, seed=seed)
+        prompt = causal_lm.tiny_prompt(100, seed=seed)
         first = model.generate(prompt, max_new_tokens=1, do_sample=False)[0, -1]
         made.append(Fact(prompt=prompt[0], span=(40, 50), code=str(int(first))))
     return model, made

@@ -1,8 +1,8 @@
 import pytest
 import torch
-from fewstep.testing import tiny
-from fewstep_slim_infer.cache import NAME
-from fewstep_slim_infer.flops import prefill_flops
+from fewstep.families import causal_lm
+from fewstep.families.causal_lm import prefill_flops
+from fewstep.families.kv_cache import ARGUMENT
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, Qwen2Config
@@ -29,7 +29,7 @@ def generate(model, ids, n=32, **options):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_full_budget_is_the_dense_model(family, slim):
-    model, ids = tiny.causal_lm(family), tiny.prompt(P)
+    model, ids = causal_lm.tiny(family), causal_lm.tiny_prompt(P)
     dense, logits = generate(model, ids), model(ids).logits
     for everything in (1.0, P):
         with slim(keep=everything, entry=(2,)).apply(model):
@@ -40,7 +40,7 @@ def test_full_budget_is_the_dense_model(family, slim):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("entry", [(3,), (2, 4), (1, 3, 5)], ids=str)
 def test_equals_dense_with_dropped_keys_masked(family, entry, slim, reference, tokens_of):
-    model, ids = tiny.causal_lm(family).double(), tiny.prompt(P, seed=1)
+    model, ids = causal_lm.tiny(family).double(), causal_lm.tiny_prompt(P, seed=1)
     with slim(entry=entry).apply(model) as applied:
         out = model.generate(
             ids, max_new_tokens=6, do_sample=False, eos_token_id=None, output_logits=True, return_dict_in_generate=True
@@ -52,10 +52,10 @@ def test_equals_dense_with_dropped_keys_masked(family, entry, slim, reference, t
 
 
 def test_layers_before_the_first_entry_are_dense_bit_for_bit(model, slim):
-    ids = tiny.prompt(P)
-    dense = model(ids, use_cache=True)[NAME]
+    ids = causal_lm.tiny_prompt(P)
+    dense = model(ids, use_cache=True)[ARGUMENT]
     with slim(entry=(3, 5)).apply(model):
-        cache = model(ids, use_cache=True)[NAME]
+        cache = model(ids, use_cache=True)[ARGUMENT]
     for layer in range(3):
         assert torch.equal(cache.layers[layer].keys, dense.layers[layer].keys)
         assert torch.equal(cache.layers[layer].values, dense.layers[layer].values)
@@ -63,10 +63,10 @@ def test_layers_before_the_first_entry_are_dense_bit_for_bit(model, slim):
 
 def test_survivors_keep_their_absolute_positions(model, slim, tokens_of):
     """The first slim layer's hidden states are dense's, so its keys must be dense's at the same positions."""
-    ids, entry = tiny.prompt(P), 3
-    dense = model(ids, use_cache=True)[NAME].layers[entry].keys
+    ids, entry = causal_lm.tiny_prompt(P), 3
+    dense = model(ids, use_cache=True)[ARGUMENT].layers[entry].keys
     with slim(entry=(entry,)).apply(model) as applied:
-        keys = model(ids, use_cache=True)[NAME].layers[entry].keys
+        keys = model(ids, use_cache=True)[ARGUMENT].layers[entry].keys
         kept = tokens_of(applied.report.blocks[0][0], 16, P)
     torch.testing.assert_close(keys, dense[:, :, kept], rtol=0, atol=1e-12)
     assert not torch.allclose(keys[:, :, 1:], dense[:, :, : len(kept) - 1], atol=1e-3)
@@ -78,13 +78,13 @@ def test_the_first_generated_token_has_position_p(model, slim):
         lambda module, args, kwargs, out: seen.append(kwargs["position_ids"].flatten().tolist()), with_kwargs=True
     )
     with slim().apply(model):
-        generate(model, tiny.prompt(P), 3)
+        generate(model, causal_lm.tiny_prompt(P), 3)
     hook.remove()
     assert seen == [list(range(P)), [P], [P + 1]]
 
 
 def test_pruning_before_the_feed_forward_gives_the_same_survivors(model):
-    layer, hidden = model.model.layers[0], model.model.embed_tokens(tiny.prompt(P))
+    layer, hidden = model.model.layers[0], model.model.embed_tokens(causal_lm.tiny_prompt(P))
     rows = torch.arange(0, P, 3)
     before = layer.mlp(layer.post_attention_layernorm(hidden[:, rows]))
     after = layer.mlp(layer.post_attention_layernorm(hidden))[:, rows]
@@ -95,7 +95,7 @@ def test_pruning_before_the_feed_forward_gives_the_same_survivors(model):
 def test_tokens_and_bytes_cached_by_each_layer(prompt, model, slim):
     """``[P] * e_1 + [K_1] * (e_2 - e_1) + ...`` and what was generated; only the last block may be ragged."""
     with slim(keep=(80, 48)).apply(model) as applied:
-        generate(model, tiny.prompt(prompt), 5)
+        generate(model, causal_lm.tiny_prompt(prompt), 5)
         report = applied.report
     short = -prompt % 16
     assert report.layer_tokens == tuple(n + 4 for n in [prompt] * 2 + [80 - short] * 2 + [48 - short] * 2)
@@ -104,7 +104,7 @@ def test_tokens_and_bytes_cached_by_each_layer(prompt, model, slim):
 
 
 def test_measured_flops_follow_the_formula(slim):
-    model, ids = tiny.causal_lm(), tiny.prompt(160)
+    model, ids = causal_lm.tiny(), causal_lm.tiny_prompt(160)
     # the counter knows the plain formulation of attention, which computes the masked half too
     with slim(keep=(80, 48)).apply(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as slim_count:
         model(ids, logits_to_keep=1)
@@ -135,7 +135,7 @@ def test_the_speed_up_that_the_flops_allow(config, entry, keep, prompt, expected
 
 
 def test_query_span_asks_instead_of_the_end(model, slim):
-    ids = tiny.prompt(P)
+    ids = causal_lm.tiny_prompt(P)
     with slim(query_span=(40, 44)).apply(model) as applied:
         model(ids)
         by_span = applied.report.blocks
@@ -146,7 +146,7 @@ def test_query_span_asks_instead_of_the_end(model, slim):
 
 
 def test_two_models_with_different_settings_do_not_meet(slim):
-    one, two, ids = tiny.causal_lm(), tiny.causal_lm(), tiny.prompt(P)
+    one, two, ids = causal_lm.tiny(), causal_lm.tiny(), causal_lm.tiny_prompt(P)
     with slim(keep=0.5).apply(one):
         alone = generate(one, ids, 8)
         with slim(keep=1.0).apply(two):
@@ -158,8 +158,10 @@ def test_two_models_with_different_settings_do_not_meet(slim):
 @pytest.mark.parametrize("prompt", [1, 3, 15, 16, 17, 33, 97])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_any_prompt_length(prompt, dtype, slim):
-    model = tiny.causal_lm().to(dtype)
+    model = causal_lm.tiny().to(dtype)
     with slim().apply(model), torch.inference_mode():
-        assert generate(model, tiny.prompt(prompt), 1).shape == (1, prompt + 1)
-        out = model.generate(tiny.prompt(prompt), max_new_tokens=5, do_sample=False, eos_token_id=list(range(97)))
+        assert generate(model, causal_lm.tiny_prompt(prompt), 1).shape == (1, prompt + 1)
+        out = model.generate(
+            causal_lm.tiny_prompt(prompt), max_new_tokens=5, do_sample=False, eos_token_id=list(range(97))
+        )
     assert out.shape == (1, prompt + 1)

@@ -1,9 +1,10 @@
 import pytest
 import torch
+from fewstep.contract import Loaded
+from fewstep.data import texts
 from fewstep.errors import UnsupportedModelError
-from fewstep.loaders import Loaded
-from fewstep.testing import tiny
-from fewstep_slim_infer import SlimInfer, texts
+from fewstep.families import causal_lm
+from fewstep_slim_infer import SlimInfer
 from fewstep_slim_infer.tasks import Continuation, Needle
 
 
@@ -61,4 +62,4 @@ def test_more_than_the_model_has_positions(smollm2, task):
 
 def test_a_model_without_a_tokenizer(smollm2):
     with pytest.raises(UnsupportedModelError, match="no language model with a tokenizer"):
-        Needle().run(Loaded(model=tiny.causal_lm(), name="tiny"), seeded())
+        Needle().run(Loaded(model=causal_lm.tiny(), name="tiny"), seeded())

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from fewstep import AssetMissing, Loaded, load
-from fewstep.testing import tiny
+from fewstep.families import causal_lm
 from fewstep_zoo.smollm2 import GGUF, NAME
 
 LOAD = f"import fewstep; fewstep.load({NAME!r})"
@@ -34,7 +34,7 @@ def cache() -> Iterator[Path]:
         patch.setenv("HF_HUB_OFFLINE", "1")
         kill_the_first_run()
         assert not (Path(folder) / FOLDER).exists()
-        tiny.causal_lm().save_pretrained(Path(folder) / FOLDER)
+        causal_lm.tiny().save_pretrained(Path(folder) / FOLDER)
         with open(Path(folder) / FOLDER / "model.safetensors", "r+b") as file:
             file.truncate(5000)
         yield Path(folder)

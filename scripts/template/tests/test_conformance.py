@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fewstep.testing import Case, MethodSuite, tiny
+from fewstep.families import causal_lm
+from fewstep.testing import Case, MethodSuite
 from fewstep_new_name import NewName
 from fewstep_new_name.method import rounded
 
@@ -12,8 +13,8 @@ from fewstep_new_name.method import rounded
 class TestNewName(MethodSuite):
     @pytest.fixture
     def case(self) -> Case:
-        ids = tiny.prompt(12)
-        return Case(method=NewName(step=0.5), model=tiny.causal_lm(), call=lambda model: model(ids).logits)
+        ids = causal_lm.tiny_prompt(12)
+        return Case(method=NewName(step=0.5), model=causal_lm.tiny(), call=lambda model: model(ids).logits)
 
 
 def test_weights_lie_on_the_grid_of_their_row():

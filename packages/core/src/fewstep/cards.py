@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import pluggy
 
@@ -33,9 +33,13 @@ class Card:
     saved: Mapping[str, str] = field(default_factory=dict)
     """Models only: saved methods that come with one, ``"package:folder"`` by the method's name."""
     run: str | None = None
-    """Methods only: ``"module:Name"`` of the dataclass of inputs that ``fewstep run`` asks for and calls."""
+    """Methods only: ``"module:Name"`` of a `fewstep.contract.RunInputs`, the inputs of ``fewstep run``."""
     fit: str | None = None
-    """Methods only: ``"module:Name"`` of the dataclass of options that ``fewstep fit`` asks for and calls."""
+    """Methods only: ``"module:Name"`` of a `fewstep.contract.Fitting`, the options of ``fewstep fit``."""
+    show: str | None = None
+    """Methods only: ``"module:name"`` of a `fewstep.contract.Describer`, for ``fewstep show NAME --model FOLDER``."""
+    role: Literal["method", "baseline", "ablation"] = "method"
+    """Methods and recipes: `method`, or `baseline`/`ablation`, which tables of methods leave out."""
 
     def load(self) -> Any:
         """Import the target and return it."""

@@ -11,13 +11,11 @@ from collections.abc import Mapping
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from . import plugins
+from .data.files import write_text
 from .errors import BadFileError
-
-if TYPE_CHECKING:
-    from .method import Method
 
 CONFIG = "fewstep.json"
 PathLike = str | os.PathLike
@@ -28,7 +26,7 @@ def weights() -> Any:
     return dataclasses.field(default=None, compare=False, metadata={"safetensors": True})
 
 
-def save(method: Method, folder: PathLike, *, files: Mapping[str, str] | None = None) -> None:
+def save(method: Any, folder: PathLike, *, files: Mapping[str, str] | None = None) -> None:
     """Write `method` to `folder`; existing files of the same names are replaced, each atomically.
 
     Args:
@@ -48,11 +46,11 @@ def save(method: Method, folder: PathLike, *, files: Mapping[str, str] | None = 
     package = type(method).__module__.partition(".")[0]
     config = {"method": method.name, "package": package, "core": version("fewstep-core"), "fields": fields}
     config |= {"files": files} if files else {}
-    _write(folder / CONFIG, json.dumps(config, indent=2, default=dataclasses.asdict) + "\n")
-    _write(folder / "README.md", card_text(method))
+    write_text(folder / CONFIG, json.dumps(config, indent=2, default=dataclasses.asdict) + "\n")
+    write_text(folder / "README.md", card_text(method))
 
 
-def load(cls: type[Method], source: PathLike) -> Any:
+def load(cls: Any, source: PathLike) -> Any:
     """Read a saved method; see `Method.from_pretrained`."""
     folder = Path(source)
     if not folder.is_dir():
@@ -96,7 +94,7 @@ def _download(repo_id: str) -> Path:
         raise BadFileError(f"{repo_id} is neither a folder nor a method on the hub that can be reached") from error
 
 
-def push(method: Method, repo_id: str, *, private: bool = False) -> str:
+def push(method: Any, repo_id: str, *, private: bool = False) -> str:
     """Upload a saved form of `method` to the hub and return its address."""
     with tempfile.TemporaryDirectory() as folder:
         save(method, folder)
@@ -113,7 +111,7 @@ def push_folder(folder: PathLike, repo_id: str, *, private: bool = False) -> str
     return str(address)
 
 
-def card_text(method: Method) -> str:
+def card_text(method: Any) -> str:
     """The model card: front matter, what the method is, how to load it, and its fields."""
     summary = (type(method).__doc__ or "").strip().partition("\n")[0]
     rows = "\n".join(f"| `{f.name}` | `{getattr(method, f.name)}` |" for f in _fields(method))
@@ -143,9 +141,3 @@ def _frozen(value: Any) -> Any:
     if isinstance(value, list):
         return tuple(_frozen(v) for v in value)
     return value
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)

@@ -4,28 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from . import dllm, plugins
+from . import families, plugins
+from .contract import Loaded, Weights
 from .errors import BadFileError, UnknownNameError
-
-Weights = Literal["trained", "pretrained", "random"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Loaded:
-    """A model with what it needs to be used."""
-
-    model: Any
-    """An ``nn.Module`` in eval mode, or a ``DiffusionPipeline``."""
-    name: str
-    """As typed by the user; written to every row."""
-    processor: Any = None
-    """Tokenizer or processor; None for pipelines, which carry their own."""
-    weights: Weights = "pretrained"
-    """Where the weights come from; quality is never reported for ``random``."""
 
 
 def load(name: str, *, dtype: str = "float32", device: str = "cpu") -> Loaded:
@@ -77,10 +61,12 @@ def _transformer(folder: Path, name: str, dtype: Any, device: str, weights: Weig
 
     if not (folder / "config.json").exists():
         raise BadFileError(f"{folder} is not a model folder: it has neither config.json nor model_index.json")
-    if _model_type(folder) in dllm.FAMILIES:  # before AutoConfig, which would ask to run the folder's code
-        model, processor = dllm.read(folder, dtype=dtype, device=device)
+    if _model_type(folder) in families.BY_MODEL_TYPE:  # transformers reads these only with code of the folder
+        from .families import llada_format
+
+        model, processor = llada_format.read(folder, dtype=dtype, device=device)
         return Loaded(model=model, name=name, processor=processor, weights=weights)
-    config = transformers.AutoConfig.from_pretrained(folder)
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     architecture = (config.architectures or [""])[0]
     cls = getattr(transformers, architecture, None)
     if cls is None:
@@ -100,14 +86,14 @@ def _processor(folder: Path, text_only: bool) -> Any:
     from transformers.utils import is_torchvision_available
 
     if text_only:
-        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     settings = folder / "processor_config.json"
     if settings.exists() and not is_torchvision_available():
         named = json.loads(settings.read_text(encoding="utf-8")).get("processor_class", "")
         cls = getattr(transformers, named, None)
         if cls is not None and "video_processor" in cls.get_attributes():
             return without_video(cls).from_pretrained(folder, local_files_only=True)
-    return transformers.AutoProcessor.from_pretrained(folder, local_files_only=True)
+    return transformers.AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def without_video(cls: type) -> Any:

@@ -1,63 +1,14 @@
-"""`Method`: a frozen dataclass with one verb, `apply`. `Applied`: what undoes it, exactly."""
+"""`Method`: a frozen dataclass of hyper-parameters with one verb, `apply`."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
-from weakref import WeakKeyDictionary
 
 from . import hub
+from .applied import Applied
 from .cards import Card
-from .errors import SeamConflictError
-
-_occupied: WeakKeyDictionary[Any, dict[str, str]] = WeakKeyDictionary()
-_ABSENT = object()
-
-
-class Applied(ExitStack):
-    """An undo stack. Use it as a context manager, or keep it and call `remove`.
-
-    A method opens one, pushes each undo *as it makes each change* and returns ``undo.pop_all()``: an exception
-    half-way unwinds what was done, success hands the stack to the caller::
-
-        with Applied() as undo:
-            undo.occupy(model, self)
-            undo.set(model.model, "forward", fast_forward)
-            return undo.pop_all()
-    """
-
-    def remove(self) -> None:
-        """Undo everything, last change first. Calling it again does nothing."""
-        self.close()
-
-    def occupy(self, model: Any, method: Method) -> None:
-        """Claim the seams of `method` on `model` until removed.
-
-        Raises:
-            SeamConflictError: a method (perhaps the same one) already holds one of them; the message names both.
-        """
-        held = _occupied.setdefault(model, {})
-        for seam in sorted(method.seams):
-            if seam in held:
-                again = "it already is" if held[seam] == method.name else f"{held[seam]} is"
-                raise SeamConflictError(
-                    f"{method.name} cannot be applied to this {type(model).__name__} while {again} applied: "
-                    f"both use its seam {seam!r}; call .remove() on what the first apply returned"
-                )
-        for seam in method.seams:
-            held[seam] = method.name
-            self.callback(held.pop, seam)
-
-    def set(self, owner: Any, name: str, value: Any) -> None:
-        """Set an attribute on `owner` itself; undoing restores it, or deletes it where `owner` had none of its own."""
-        before = vars(owner).get(name, _ABSENT)
-        if before is _ABSENT:
-            self.callback(delattr, owner, name)
-        else:
-            self.callback(setattr, owner, name, before)
-        setattr(owner, name, value)
 
 
 @dataclass(frozen=True, kw_only=True)

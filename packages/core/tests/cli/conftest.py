@@ -18,7 +18,7 @@ def fewstep_methods():
     inputs, fit = "toy.method:Inputs", "toy.method:Fit"
     return [
         Card(name="skip", summary="leave out layers", target="toy.method:Skip", paper="2401.00001",
-             models=("Net",), run=inputs, fit=fit),
+             models=("Net",), run=inputs, fit=fit, show="toy.method:describe"),
         Card(name="liar", summary="claims to do nothing", target="toy.method:Liar"),
     ]
 
@@ -69,9 +69,8 @@ class Skip(Method):
     def identity(self):
         return Skip(keep=1.0)
 
-    @classmethod
-    def describe(cls, config, folder):
-        return [("layers of " + folder.name, str(config["layers"]))]
+def describe(config, folder):
+    return [("layers of " + folder.name, str(config["layers"]))]
 
 @dataclass(frozen=True, kw_only=True)
 class Liar(Skip):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fewstep.testing import tiny
+from fewstep.families import wan
 from fewstep.train.objective import Batch
 from fewstep.train.roles import Roles, full_roles, lora_roles
 
@@ -41,7 +41,7 @@ def roles(request: pytest.FixtureRequest) -> Roles:
 
     Student and critic are moved off the teacher, so that no difference is zero by accident.
     """
-    made = full_roles(tiny.wan()) if request.param == "full" else lora(tiny.wan())
+    made = full_roles(wan.tiny()) if request.param == "full" else lora(wan.tiny())
     torch.manual_seed(1)
     for name in ("student", "critic"):
         for weight in made[name].parameters():
@@ -104,7 +104,7 @@ def _free_port() -> int:
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny random WanPipeline, and ``prompts.txt`` beside it."""
     folder = tmp_path_factory.mktemp("teacher")
-    tiny.wan_pipeline().save_pretrained(folder / "wan")
+    wan.tiny_pipeline().save_pretrained(folder / "wan")
     (folder / "prompts.txt").write_text("a cat walks\n\na dog runs fast\nthree moving right\n")
     return folder / "wan"
 

@@ -22,6 +22,6 @@ class TestFlowMatching(ObjectiveSuite):
     def case(self, roles, make_batch):
         def batch(seed):
             made = make_batch(seed=seed)
-            return make_batch(seed=seed, clean=made.normal())
+            return make_batch(seed=seed, x0=made.normal())
 
         return ObjectiveCase(objective=FlowMatching(roles=Roles(student=roles.student)), batch=batch)

@@ -10,12 +10,12 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
 from fewstep import BadFileError, FewstepError, flow
-from fewstep.testing import tiny
+from fewstep.data.images import sample_grid
+from fewstep.families import wan
 from fewstep.train import prompts as cache
-from fewstep.train import wan
 from fewstep.train.distillation import DMD2Recipe
+from fewstep.train.dry_run import dry_run
 from fewstep.train.parallel import World
-from fewstep.train.plan import plan
 from PIL import Image
 
 SMALL = {"frames": 5, "height": 32, "width": 32, "tokens": 6, "batch": 2}
@@ -62,7 +62,7 @@ def test_a_lora_student_loads_into_the_teacher_pipeline(forks, teacher, tmp_path
     after = sampled(pipe)
     assert (after - before).abs().max() > 1e-3
     # the same by hand from the averages of the checkpoint, with alpha / rank = 3
-    network = tiny.wan()
+    network = wan.tiny()
     from safetensors.torch import load_file
 
     averages = load_file(tmp_path / "run/checkpoints/step-00000004/average.safetensors")
@@ -133,11 +133,11 @@ class TestPrompts:
 
     def data(self, prompts: list[str], negative: str = "a") -> cache.PromptData:
         world, shape = World(), (3, 2, 4, 4)
-        return cache.embedded(tiny.wan_pipeline(), "tiny", prompts, negative, tokens=6, shape=shape, world=world)
+        return cache.embedded(wan.tiny_pipeline(), "tiny", prompts, negative, tokens=6, shape=shape, world=world)
 
     def test_embeddings_are_those_of_the_pipeline(self):
         data = self.data(["a cat walks", "fast"])
-        pipe = tiny.wan_pipeline()
+        pipe = wan.tiny_pipeline()
         found, _ = pipe.encode_prompt(["a cat walks", "fast"], max_sequence_length=6)
         torch.testing.assert_close(data.take([0, 1]), found)
         torch.testing.assert_close(data.uncond, pipe.encode_prompt("a", max_sequence_length=6)[0])
@@ -179,7 +179,7 @@ class TestPrompts:
             self.data(["a"]).take([0])
 
     @pytest.mark.parametrize(
-        ("content", "message"), [(b"\n \n", "no prompt"), (b"\xff\xfe", "cannot be read"), (None, "cannot")]
+        ("content", "message"), [(b"\n \n", "no prompt"), (b"\xff\xfe", "not UTF-8"), (None, "cannot")]
     )
     def test_bad_prompt_files(self, tmp_path, content, message):
         path = tmp_path / "prompts.txt"
@@ -195,15 +195,15 @@ def recipe(teacher: str | Path, **fields) -> DMD2Recipe:
 
 class TestPlan:
     def test_parameters_are_those_of_the_networks(self, teacher):
-        found = plan(recipe(teacher, **SMALL))
-        count = sum(weight.numel() for weight in tiny.wan().parameters())
+        found = dry_run(recipe(teacher, **SMALL))
+        count = sum(weight.numel() for weight in wan.tiny().parameters())
         assert found.roles == {"student": (count, count), "critic": (count, count), "teacher": (count, 0)}
         assert found.latent == (3, 2, 4, 4)
 
     def test_memory_of_the_weights_and_what_training_adds(self, teacher):
-        count = sum(weight.numel() for weight in tiny.wan().parameters())
+        count = sum(weight.numel() for weight in wan.tiny().parameters())
         chosen = recipe(teacher, ema=0.9, lora_rank=1, lora_targets=("to_q",), **SMALL)
-        found = {variant.name: variant for variant in plan(chosen).variants}
+        found = {variant.name: variant for variant in dry_run(chosen).variants}
         full, lora = found["all weights"], found["LoRA of rank 1"]
         adapter = 2 * 2 * (24 + 24)  # two layers of two attentions, A and B of width 24
         assert full.weights == 3 * 4 * count and lora.weights == 4 * (count + 2 * adapter)
@@ -217,8 +217,8 @@ class TestPlan:
     def test_activations_are_what_autograd_keeps(self, teacher, make_batch):
         """The same phase with real tensors, its kept tensors counted; only attention is counted another way."""
         chosen = recipe(teacher, **SMALL)
-        found = {variant.name: variant.activations for variant in plan(chosen).variants}["all weights"]
-        objective = chosen.objective(chosen._roles(tiny.wan()))
+        found = {variant.name: variant.activations for variant in dry_run(chosen).variants}["all weights"]
+        objective = chosen.objective(chosen._roles(wan.tiny()))
         weights = {weight.data_ptr() for weight in objective.roles.student.parameters()}
         weights |= {weight.data_ptr() for weight in objective.roles.critic.parameters()}
         largest = 0
@@ -238,7 +238,7 @@ class TestPlan:
         assert found == pytest.approx(largest, rel=0.15)
 
     def test_a_real_model_is_planned_without_it(self):
-        found = plan(recipe("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", precision="bfloat16", batch=1))
+        found = dry_run(recipe("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", precision="bfloat16", batch=1))
         assert found.roles["student"][0] == pytest.approx(1.42e9, rel=0.01)
         assert found.latent == (16, 21, 60, 104)
         weights = {variant.name: variant.weights for variant in found.variants}
@@ -247,7 +247,7 @@ class TestPlan:
 
     def test_an_unknown_model_is_refused(self):
         with pytest.raises(FewstepError, match="'me/mine' are not known.*Wan2.1-T2V-1.3B"):
-            plan(recipe("me/mine"))
+            dry_run(recipe("me/mine"))
 
 
 def test_dry_run_prints_the_plan_and_touches_nothing(forks, tmp_path):
@@ -289,7 +289,7 @@ def test_wrong_words_are_one_line(forks, tmp_path, words, parts):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_latents_without_a_vae_are_pixels(channels):
-    pipe = tiny.wan_pipeline()
+    pipe = wan.tiny_pipeline()
     pipe.vae = None
     latents = torch.linspace(-1.5, 1.5, 2 * channels * 4 * 9).view(2, channels, 4, 3, 3)
     videos = wan.decode(pipe, latents)
@@ -297,11 +297,11 @@ def test_latents_without_a_vae_are_pixels(channels):
     assert videos[1, 2, 0, 1, 1].item() == pytest.approx(min(1.0, latents[1, 0, 2, 1, 1].item() / 2 + 0.5))
 
 
-def test_sheet_and_decode():
-    pipe = tiny.wan_pipeline()
+def test_sample_grid_and_decode():
+    pipe = wan.tiny_pipeline()
     videos = wan.decode(pipe, torch.randn(2, 3, 2, 4, 4))
     assert videos.shape == (2, 5, 3, 32, 32) and videos.min() >= 0 and videos.max() <= 1
-    page = wan.sheet(videos, scale=2)
+    page = sample_grid(videos, scale=2)
     assert page.size == (5 * 64, 2 * 64)
     pixel = (videos[1, 3, :, 7, 9] * 255).round().int().tolist()
     assert list(page.getpixel((3 * 64 + 2 * 9, 64 + 2 * 7))) == pixel

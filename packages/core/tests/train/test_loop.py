@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from fewstep import FewstepError
-from fewstep.testing import tiny
+from fewstep.families import wan
 from fewstep.train.dmd2 import DMD2
 from fewstep.train.ema import EMA
 from fewstep.train.log import Log, Tracker
@@ -41,7 +41,7 @@ class Toy(Recipe):
         return {name: AdamW(lr=self.rate) for name in ("student", "critic")}
 
     def build(self, world: World) -> Job:
-        roles = full_roles(tiny.wan())
+        roles = full_roles(wan.tiny())
         return Job(objective=DMD2(roles=roles, schedule=UpdateSchedule(self.critic_updates)), data=Prompts())
 
     def skeleton(self) -> Job:

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from fewstep.testing import tiny
+from fewstep.families import wan
 from fewstep.train.optim import AdamW, Muon, optimiser_state
 from fewstep.train.roles import Role
 
@@ -16,7 +16,7 @@ RATE = 0.01
 @pytest.fixture
 def networks():
     """Two equal networks with equal gradients."""
-    one = tiny.wan()
+    one = wan.tiny()
     torch.manual_seed(3)
     for weight in one.parameters():
         weight.grad = torch.randn_like(weight)

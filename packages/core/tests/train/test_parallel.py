@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fewstep.testing import tiny
+from fewstep.families import wan
 from safetensors.torch import load_file
 
 EXTRA = {
@@ -72,7 +72,7 @@ def test_two_processes_equal_one(forks, alone, tmp_path, kind, parallel):
     file = STUDENT.get(kind, FULL)
     student, exact = load_file(tmp_path / "run" / file), load_file(alone[kind] / file)
     assert student.keys() == exact.keys()
-    before = tiny.wan().state_dict()
+    before = wan.tiny().state_dict()
     for name, value in exact.items():
         torch.testing.assert_close(student[name], value, rtol=0, atol=2e-4)
     assert kind == "lora" or any((value - before[name]).abs().max() > 1e-3 for name, value in exact.items())

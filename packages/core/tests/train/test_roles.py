@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from fewstep import flow
-from fewstep.testing import tiny
+from fewstep.families import wan
 from fewstep.train import adapters
 from fewstep.train.conditions import each
 from fewstep.train.roles import Role, full_roles, guided, lora_roles
@@ -20,7 +20,7 @@ def inputs(size: int = 3, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, to
 
 
 def test_a_role_predicts_what_its_network_does_at_the_exact_timestep():
-    network = tiny.wan()
+    network = wan.tiny()
     noisy, sigma, cond = inputs()
     expected = network(hidden_states=noisy, timestep=1000 * sigma, encoder_hidden_states=cond, return_dict=False)[0]
     role = Role(network)
@@ -28,20 +28,20 @@ def test_a_role_predicts_what_its_network_does_at_the_exact_timestep():
     assert torch.equal(role.velocity(noisy, 0.9375, cond), role.velocity(noisy, torch.full((3,), 0.9375), cond))
     assert not torch.equal(role.velocity(noisy, 0.9375, cond), role.velocity(noisy, 0.938, cond))
     clean = flow.x0_from_velocity(noisy, expected, sigma)
-    assert torch.equal(role.clean(noisy, sigma, cond), clean)
+    assert torch.equal(role.x0(noisy, sigma, cond), clean)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_predictions_are_at_least_float32(dtype):
     noisy, sigma, cond = inputs()
-    found = Role(tiny.wan().to(dtype)).velocity(noisy, sigma, cond)
+    found = Role(wan.tiny().to(dtype)).velocity(noisy, sigma, cond)
     assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
 
 
 @pytest.mark.filterwarnings("ignore:Mismatch dtype")
 def test_autocast_runs_in_half_precision_with_weights_in_float32():
     noisy, sigma, cond = inputs()
-    network = tiny.wan()
+    network = wan.tiny()
     exact, rough = Role(network), Role(network, autocast=torch.bfloat16)
     difference = (exact.velocity(noisy, sigma, cond) - rough.velocity(noisy, sigma, cond)).abs().max()
     assert 0 < difference < 0.1
@@ -50,7 +50,7 @@ def test_autocast_runs_in_half_precision_with_weights_in_float32():
 
 @pytest.mark.parametrize("scale", [1, 3.0, 4.0])
 def test_guidance_in_one_call_equals_two(scale):
-    role, (noisy, sigma, cond) = Role(tiny.wan()), inputs()
+    role, (noisy, sigma, cond) = Role(wan.tiny()), inputs()
     uncond = inputs(1, seed=5)[2]
     with_prompt = role.velocity(noisy, sigma, cond)
     without = role.velocity(noisy, sigma, uncond.expand(3, -1, -1))
@@ -69,7 +69,7 @@ def test_conditions_may_be_tuples_of_tensors():
         one_each = cond.pooled + cond.embeddings.mean((1, 2)) + cond.labels
         return noisy * one_each.view(-1, 1, 1, 1, 1)
 
-    role = Role(tiny.wan(), predict=predict)
+    role = Role(wan.tiny(), predict=predict)
     noisy, sigma, embeddings = inputs()
     cond = Texts(embeddings.to(torch.bfloat16), torch.tensor([1.0, 2, 3]), torch.tensor([1, 2, 3]))
     uncond = Texts(torch.zeros(1, 5, 8), torch.zeros(1), torch.zeros(1, dtype=torch.int64))
@@ -80,16 +80,16 @@ def test_conditions_may_be_tuples_of_tensors():
 
 
 def test_student_and_critic_start_as_the_teacher():
-    network, given = tiny.wan(), inputs()
+    network, given = wan.tiny(), inputs()
     expected = Role(network).velocity(*given)
-    for roles in (full_roles(tiny.wan()), lora_roles(tiny.wan(), rank=2, alpha=2, targets=("to_q", "to_k"))):
+    for roles in (full_roles(wan.tiny()), lora_roles(wan.tiny(), rank=2, alpha=2, targets=("to_q", "to_k"))):
         assert list(roles) == ["student", "critic", "teacher"]
         for role in roles.values():
             torch.testing.assert_close(role.velocity(*given), expected)
 
 
 def test_adapters_share_the_base_and_train_only_themselves():
-    network = tiny.wan()
+    network = wan.tiny()
     roles = lora_roles(network, rank=2, alpha=4.0, targets=("to_q", "to_v"))
     assert len(roles.networks()) == 1
     student, critic = set(roles.student.named_parameters()), set(roles.critic.named_parameters())
@@ -100,7 +100,7 @@ def test_adapters_share_the_base_and_train_only_themselves():
 
 
 def test_adapters_on_a_half_precision_base_are_float32():
-    roles = lora_roles(tiny.wan().to(torch.bfloat16), rank=2, alpha=2, targets=("to_q",))
+    roles = lora_roles(wan.tiny().to(torch.bfloat16), rank=2, alpha=2, targets=("to_q",))
     assert {weight.dtype for weight in roles.student.parameters()} == {torch.float32}
     assert roles.student.velocity(*inputs()).dtype == torch.float32
 
@@ -130,12 +130,12 @@ def test_a_student_gradient_through_the_critic_equals_that_of_separate_networks(
 
     def gradients(roles):
         with roles.updating("student"):
-            x = roles.student.clean(noisy, 1.0, cond)
-            roles.critic.clean(flow.noise(x, noisy, sigma), sigma, cond).square().mean().backward()
+            x = roles.student.x0(noisy, 1.0, cond)
+            roles.critic.x0(flow.noise(x, noisy, sigma), sigma, cond).square().mean().backward()
         return {name: weight.grad for name, weight in roles.student.named_parameters().items()}
 
     def make(seed=3):
-        made = lora_roles(tiny.wan(), rank=2, alpha=4.0, targets=("to_q", "to_v"))
+        made = lora_roles(wan.tiny(), rank=2, alpha=4.0, targets=("to_q", "to_v"))
         generator = torch.Generator().manual_seed(seed)
         for weight in (*made.student.parameters(), *made.critic.parameters()):
             weight.data += 0.1 * torch.randn(weight.shape, generator=generator)
@@ -158,8 +158,8 @@ def test_recomputed_activations_give_the_same_gradients(roles):
     def gradients():
         roles.zero_grad()
         with roles.updating("student"):
-            x = roles.student.clean(noisy, 1.0, cond)
-            roles.critic.clean(flow.noise(x, noisy, sigma), sigma, cond).square().mean().backward()
+            x = roles.student.x0(noisy, 1.0, cond)
+            roles.critic.x0(flow.noise(x, noisy, sigma), sigma, cond).square().mean().backward()
         return [weight.grad.clone() for weight in roles.student.parameters()]
 
     expected = gradients()

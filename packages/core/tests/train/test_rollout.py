@@ -118,7 +118,7 @@ def test_the_gradient_for_gaussians_is_the_closed_form(make_batch):
         again = make_batch(1, shape=(1, 1, 1000, 2000))
         x = objective.rollout(again, grad=False).x
         sigma, eps = objective.score_time.sample(1, again.generator), again.normal()
-        n = (x - teacher.clean(flow.noise(x, eps, sigma), sigma, None)).abs().mean()
+        n = (x - teacher.x0(flow.noise(x, eps, sigma), sigma, None)).abs().mean()
     found = torch.stack([student.network.m.grad, student.network.s.grad]) * n
     torch.testing.assert_close(found, torch.tensor([0.3, -0.1428374], dtype=torch.float64), rtol=0, atol=3e-3)
 
@@ -161,10 +161,10 @@ def test_unlike_sgmd_the_student_learns_from_a_critic_that_ignores_its_input(rol
 
 
 def test_at_the_start_without_guidance_nothing_pulls(make_batch):
-    from fewstep.testing import tiny
+    from fewstep.families import wan
     from fewstep.train.roles import full_roles
 
-    roles = full_roles(tiny.wan())
+    roles = full_roles(wan.tiny())
     loss = DMD2(roles=roles, guidance=1.0).losses("student", make_batch(), 0)["dmd"]
     loss.backward()
     assert loss.item() == 0 and all((weight.grad == 0).all() for weight in roles.student.parameters())
@@ -200,9 +200,9 @@ def test_flow_matching_regresses_the_velocity_and_drops_prompts(make_batch):
         return torch.zeros_like(noisy) * network.m
 
     role = Role(Affine(0, 0), predict=predict)
-    batch = make_batch(400, clean=noise(400, 3, 2, 4, 4, seed=2), uncond=torch.full((1, 5, 8), 7.0))
+    batch = make_batch(400, x0=noise(400, 3, 2, 4, 4, seed=2), uncond=torch.full((1, 5, 8), 7.0))
     loss = FlowMatching(roles=Roles(student=role), shift=3.0, drop=0.25).losses("student", batch, 0)["velocity"]
-    (noisy, sigma, cond), clean = seen[0], batch.clean
+    (noisy, sigma, cond), clean = seen[0], batch.x0
     s = sigma.view(-1, 1, 1, 1, 1)
     eps = (noisy - (1 - s) * clean) / s
     torch.testing.assert_close(loss, (eps - clean).square().mean())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ TIMED = (5, 64, 64)
 """The same of the clip that is decoded for the times."""
 
 
-def describe(config: Any) -> list[tuple[str, str]]:
+def describe(config: Any, folder: Path) -> list[tuple[str, str]]:
     """Parameters, multiplications and times of teacher and student, by stage (the table of arXiv:2602.19161, fig. 2).
 
     Times are of random weights in the fastest exact formulation on this machine: for shares, not for whole videos.

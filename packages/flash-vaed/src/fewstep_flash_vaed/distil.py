@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from fewstep import footage, wan_vae
+from fewstep.data import clips as clip_data
+from fewstep.families import wan_vae
 from fewstep.train.objective import Batch
 from fewstep.train.roles import Roles
 from torch import Tensor
@@ -63,10 +64,10 @@ class Distillation:
         return ("student",)
 
     def losses(self, role: str, batch: Batch, step: int) -> Mapping[str, Tensor]:
-        if batch.clean is None:
+        if batch.x0 is None:
             raise ValueError("distilling a decoder needs clips")
         now = phase(step, self.steps, self.features)
-        clips = footage.pieces(batch.clean, KINDS, batch.shared)
+        clips = clip_data.pieces(batch.x0, KINDS, batch.shared)
         student: Any = self.roles.student.network
         cast = self.cast if clips.device.type != "meta" else None  # plans compute nothing
         with torch.no_grad(), torch.autocast(clips.device.type, cast) if cast else nullcontext():
@@ -83,8 +84,8 @@ class Distillation:
             parts |= self._pixels(found, self.mix * theirs + (1 - self.mix) * clips)
         else:
             parts["l1"] = self.weights.l1 * (found - theirs).abs().mean()
-        batch.figures["psnr_teacher"] = _psnr(found, theirs)
-        batch.figures["psnr"] = _psnr(found, clips)
+        batch.metrics["psnr_teacher"] = _psnr(found, theirs)
+        batch.metrics["psnr"] = _psnr(found, clips)
         return parts
 
     def _pixels(self, found: Tensor, target: Tensor) -> dict[str, Tensor]:

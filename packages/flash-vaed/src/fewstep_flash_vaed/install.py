@@ -7,8 +7,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from fewstep.errors import UnsupportedModelError
-from fewstep.method import Applied, Method
+from fewstep.applied import Applied
+from fewstep.method import Method
 from torch import Tensor, nn
 
 from .causal import Memory
@@ -61,19 +61,6 @@ class Stream:
         """Forget the clip. Calling it again does nothing."""
         self.memory.clear()
         self.closed = True
-
-
-def wan_vae(model: Any, method: str) -> Any:
-    """The ``AutoencoderKLWan`` that `model` is, or that a pipeline holds.
-
-    Raises:
-        UnsupportedModelError: there is none.
-    """
-    vae = getattr(model, "vae", model)
-    if type(vae).__name__ != "AutoencoderKLWan" or not isinstance(vae, nn.Module):
-        found = type(model).__name__ if vae is model else f"{type(model).__name__} with {type(vae).__name__} as its VAE"
-        raise UnsupportedModelError(f"{method} needs an AutoencoderKLWan or a pipeline with one, found {found}")
-    return vae
 
 
 def exact_decoding(vae: Any, method: Method, chunk: int) -> Decoding:

@@ -11,10 +11,11 @@ import torch
 from fewstep import hub
 from fewstep.cards import Card
 from fewstep.errors import BadFileError, UnsupportedModelError
+from fewstep.families import wan_vae
 from fewstep.method import Method
 
 from .decoder import WanDecoder, spec_of
-from .install import Decoding, exact_decoding, student_decoding, wan_vae
+from .install import Decoding, exact_decoding, student_decoding
 from .layers import Operator
 
 SEAM = "vae-decoder"
@@ -45,7 +46,7 @@ class ExactDecode(Method):
 
     def apply(self, model: Any) -> Decoding:
         """Change a loaded ``AutoencoderKLWan``, or the one of a pipeline."""
-        return exact_decoding(wan_vae(model, self.name), self, self.chunk)
+        return exact_decoding(wan_vae.check(model), self, self.chunk)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +110,7 @@ class FlashVAED(Method):
 
     def apply(self, model: Any) -> Decoding:
         """Change a loaded ``AutoencoderKLWan``, or the one of a pipeline; ``vae.decode`` keeps its contract."""
-        vae = wan_vae(model, self.name)
+        vae = wan_vae.check(model)
         if self.teacher and self.teacher != (found := fingerprint(vae.config)):
             raise UnsupportedModelError(
                 f"this student decodes latents of another VAE ({self.teacher}), not of this one ({found})"
@@ -121,14 +122,7 @@ class FlashVAED(Method):
         """Prune a student of the decoder of `model`; see `fewstep_flash_vaed.fit.fit`."""
         from .fit import fit
 
-        return fit(wan_vae(model, cls.name), data, out=out, **options)
-
-    @classmethod
-    def describe(cls, config: Any, folder: Path) -> list[tuple[str, str]]:
-        """What ``fewstep show flash-vaed --model`` tells of a VAE's configuration: its stages, and what each takes."""
-        from .describe import describe
-
-        return describe(config)
+        return fit(wan_vae.check(model), data, out=out, **options)
 
 
 def fingerprint(config: Any) -> str:

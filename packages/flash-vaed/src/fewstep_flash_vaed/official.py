@@ -104,13 +104,13 @@ class Export:
     def __call__(self, method: object, folder: Path) -> list[str]:
         """Write the file; returns notes for the user."""
         import fewstep
+        from fewstep.families import wan_vae
         from safetensors.torch import save_file
 
-        from .install import wan_vae
         from .method import FlashVAED
 
         assert isinstance(method, FlashVAED)
-        vae = wan_vae(fewstep.load(self.model).model, method.name)
+        vae = wan_vae.check(fewstep.load(self.model).model)
         student = method.student(vae.config)
         weights = to_official(student)
         folder.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ def fewstep_methods():
             models=("AutoencoderKLWan", "WanPipeline"),
             run="fewstep_flash_vaed.roundtrip:RoundTrip",
             fit="fewstep_flash_vaed.fit:Prune",
+            show="fewstep_flash_vaed.describe:describe",
         ),
         Card(
             name="exact-decode",

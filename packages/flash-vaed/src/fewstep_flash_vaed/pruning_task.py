@@ -9,15 +9,15 @@ from typing import Any, get_args
 from weakref import WeakKeyDictionary
 
 import torch
-from fewstep import footage, wan_vae
 from fewstep.bench.task import Outcome
+from fewstep.contract import Loaded
+from fewstep.data import clips as clip_data
 from fewstep.errors import FewstepError
-from fewstep.loaders import Loaded
+from fewstep.families import wan_vae
 from torch import Tensor
 
 from .decoder import WanDecoder, of_vae, spec_of
 from .fit import preset
-from .install import wan_vae as vae_of
 from .layers import Operator
 from .loss import psnr
 from .prune import Pruner, Recovery, prune
@@ -42,7 +42,7 @@ def once(run: Callable[[Any, Loaded, torch.Generator], Outcome]) -> Callable[[An
 
     @functools.wraps(run)
     def remembered(task: Any, loaded: Loaded, generator: torch.Generator) -> Outcome:
-        vae = vae_of(loaded.model, "this task")
+        vae = wan_vae.check(loaded.model)
         if isinstance(vae.decoder, WanDecoder):
             raise FewstepError("students of an unchanged decoder are compared: run this task with exact-decode")
         found, key = known.setdefault(vae, {}), (task, generator.initial_seed())
@@ -77,7 +77,7 @@ class ClipPruning:
 
         The early stages stay dense, so that what is compared is the pruning alone.
         """
-        vae = vae_of(loaded.model, "clip-pruning")
+        vae = wan_vae.check(loaded.model)
         teacher = of_vae(vae)
         usual, widths = preset(vae.config)
         operators: tuple[Operator, ...] = tuple("frame" if operator == "frame" else "dense" for operator in usual)
@@ -101,7 +101,7 @@ class ClipPruning:
         """Nothing: both arms prune the same decoder."""
         return {}
 
-    def _latents(self, vae: object, split: footage.Split, generator: torch.Generator) -> list[Tensor]:
-        clips = list(footage.clips(split).values())
-        _, crops = footage.Crops(clips=clips, frames=self.frames, size=self.size).draw(self.crops, generator)
+    def _latents(self, vae: object, split: clip_data.Split, generator: torch.Generator) -> list[Tensor]:
+        clips = list(clip_data.clips(split).values())
+        _, crops = clip_data.Crops(clips=clips, frames=self.frames, size=self.size).draw(self.crops, generator)
         return [wan_vae.encode(vae, clip[None]) for clip in crops]

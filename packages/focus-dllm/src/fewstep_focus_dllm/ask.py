@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from fewstep.errors import BadFileError
-from fewstep.loaders import Loaded
+from fewstep.contract import Loaded
+from fewstep.families.inputs import PromptInputs, tokenizer_of
 from jaxtyping import Int
 from torch import Tensor
 
@@ -22,25 +19,12 @@ from .method import generation
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ask(Decoding):
+class Ask(PromptInputs, Decoding):
     """Continue a document, or answer a question about it."""
 
-    prompt: str
-    """The question, or the whole prompt when there is no file."""
-    prompt_file: str | None = None
-    """A UTF-8 text file that comes before the question; ``-`` reads standard input."""
-    chat: bool = True
-    """Use the tokenizer's chat template, if it has one."""
-    output: Path | None = None
-    """JSON file for answer, times and sizes."""
-
     def __post_init__(self) -> None:
-        super().__post_init__()
-        # what cannot be read or written is said before a model loads, not after the answer
-        if self.prompt_file != "-":
-            self._document()
-        if self.output is not None:
-            self.output.touch()
+        Decoding.__post_init__(self)
+        PromptInputs.__post_init__(self)
 
     def __call__(self, loaded: Loaded, method: Any) -> None:
         """Stream finished blocks, then print what they cost."""
@@ -52,39 +36,17 @@ class Ask(Decoding):
             total = time.perf_counter() - start
         print(flush=True)
         facts = self._facts(ids.shape[1], total, output)
-        for line in facts.items():
-            print("{}: {}".format(*line))
-        if self.output is not None:
-            answer = loaded.processor.decode(output.response[0], skip_special_tokens=True)
-            everything = {"answer": answer, "method": method.name, "fields": dataclasses.asdict(method), **facts}
-            self.output.write_text(json.dumps(everything, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        self.finish(loaded.processor.decode(output.response[0], skip_special_tokens=True), method, facts)
 
     def tokens(self, loaded: Loaded) -> Int[Tensor, "1 n"]:
         """Prompt ids.
 
         Raises:
-            ValueError: nothing was asked, or the model has no tokenizer.
+            UnsupportedModelError: the model has no tokenizer.
+            ValueError: nothing was asked.
         """
-        document, question = self._document(), self.prompt.strip()
-        if not question and not document.strip():
-            raise ValueError("the prompt is empty: give --prompt, --prompt-file or both")
-        tokenizer: Any = loaded.processor
-        if not hasattr(tokenizer, "decode"):
-            raise ValueError(f"{loaded.name} has no tokenizer")
-        text = f"{document.rstrip()}\n\n{question}" if document else question
-        if self.chat and getattr(tokenizer, "chat_template", None):
-            message = [{"role": "user", "content": text}]
-            text = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
-        return torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])
-
-    def _document(self) -> str:
-        if self.prompt_file is None:
-            return ""
-        try:
-            raw = sys.stdin.buffer.read() if self.prompt_file == "-" else Path(self.prompt_file).read_bytes()
-            return raw.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise BadFileError(f"{self.prompt_file} is not UTF-8 text (byte {error.start})") from error
+        tokenizer = tokenizer_of(loaded)
+        return torch.tensor([tokenizer(self.whole_prompt(tokenizer)[0], add_special_tokens=False)["input_ids"]])
 
     def _facts(self, prompt: int, total: float, output: Output) -> dict[str, Any]:
         stats = output.stats

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
-from fewstep.attention import AttentionFunction
+from fewstep.families.attention import AttentionFunction
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F

@@ -9,19 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fewstep.contract import Loaded
+from fewstep.data import texts
 from fewstep.errors import BadFileError
+from fewstep.families import masked_lm
 from fewstep.kernels.column_mass import column_mass
-from fewstep.loaders import Loaded
 from jaxtyping import Int
 from rich.progress import Progress, TimeRemainingColumn
 from torch import Tensor
 
-from . import texts
 from .attend import Full
 from .confidence import coverage
 from .decoder import Caching
 from .decoding import Decoding
-from .generation import check_model, generate
+from .generation import generate
 from .method import FocusDLLM
 from .state import Answers
 
@@ -83,7 +84,7 @@ class Probe:
 
     def __call__(self, loaded: Loaded, out: Path) -> FocusDLLM:
         """Measure, with progress and a log in ``out/probe.jsonl``, and propose a method."""
-        check_model(loaded.model)
+        masked_lm.check(loaded.model)
         with Progress(*Progress.get_default_columns()[:-1], TimeRemainingColumn(), transient=True) as bar:
             return fit(
                 loaded.model,
@@ -101,7 +102,7 @@ class Probe:
         if loaded.processor is None or not callable(loaded.processor):
             size = loaded.model.config.mask_token_id
             return [torch.randint(0, size, (self.length,), generator=generator) for _ in range(self.prompts)]
-        return [texts.excerpt(loaded.processor, self.length, generator) for _ in range(self.prompts)]
+        return [texts.window(loaded.processor, "python-docs", self.length, generator) for _ in range(self.prompts)]
 
 
 def fit(

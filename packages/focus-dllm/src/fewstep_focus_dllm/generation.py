@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from fewstep.errors import UnsupportedModelError
+from fewstep.families import masked_lm
 from jaxtyping import Int
 from torch import Tensor
 
@@ -62,7 +62,7 @@ def generate(
         ValueError: prompt and response need more positions than the model has, an empty prompt, or wrong shapes.
     """
     decoding = decoding or Decoding()
-    check_model(model)
+    masked_lm.check(model)
     tokens, pad = moved_left(input_ids, attention_mask)
     tokens = torch.cat([tokens, _response(model, tokens, response, decoding)], 1)
     check_length(model, tokens.shape[1], int(pad.max()), input_ids.shape[1])
@@ -100,27 +100,6 @@ def _decode_block(decoder: Decoder, state: State, max_steps: int | None, trace: 
 
 def _spent(state: State, max_steps: int | None) -> bool:
     return max_steps is not None and len(state.stats.refresh_seconds) + len(state.stats.step_seconds) >= max_steps
-
-
-def check_model(model: Any) -> None:
-    """Refuse what is no masked diffusion language model.
-
-    Raises:
-        UnsupportedModelError: the message says what was found and what is supported.
-    """
-    config, kind = getattr(model, "config", None), type(model).__name__
-    if kind == "DiffusionGemmaForBlockDiffusion":
-        raise UnsupportedModelError(
-            f"{kind} denoises random tokens of a whole canvas instead of unmasking, and conditions each step on all "
-            "logits of the last one: there is no subset of rows to compute. Supported: LLaDA and Dream"
-        )
-    if getattr(config, "mask_token_id", None) is None or getattr(config, "diffusion", None) not in ("llada", "dream"):
-        raise UnsupportedModelError(
-            f"{kind} is no masked diffusion language model: its configuration has no mask token. Supported: LLaDA and "
-            "Dream checkpoints as fewstep.load reads them"
-        )
-    if getattr(config, "is_causal", True):
-        raise UnsupportedModelError(f"{kind} is autoregressive (is_causal is not False); load it with fewstep.load")
 
 
 def check_length(model: Any, length: int, pad: int, prompt: int) -> None:

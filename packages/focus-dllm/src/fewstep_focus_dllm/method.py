@@ -5,17 +5,18 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from fewstep.attention import wrap_attention
-from fewstep.method import Applied, Method
+from fewstep.applied import Applied
+from fewstep.families import masked_lm
+from fewstep.families.attention import wrap_attention
+from fewstep.method import Method
 
 from .attend import planned
 from .decoder import Caching, Decoder
 from .focus import Focus
 from .focused import Pruning
-from .generation import Output, check_model, generate
+from .generation import Output, generate
 from .select import Aggregate
 from .state import State
 
@@ -37,7 +38,7 @@ class DecodingMethod(Method):
 
     def apply(self, model: Any) -> Applied:
         """Let ``model.generate`` decode by diffusion, as `fewstep_focus_dllm.generate` does; same arguments."""
-        check_model(model)
+        masked_lm.check(model)
         with Applied() as undo:
             undo.occupy(model, self)
             wrap_attention(undo, model, "dllm", planned)
@@ -164,13 +165,6 @@ class FocusDLLM(DecodingMethod):
 
         return fit(model, data, **options)
 
-    @classmethod
-    def describe(cls, config: Any, folder: Path) -> list[tuple[str, str]]:
-        """What ``fewstep show focus-dllm --model`` tells of a LLaDA or Dream configuration."""
-        from .describe import describe
-
-        return describe(cls(), config)
-
     def decoder(self, model: Any, state: State) -> Decoder:
         if state.prompt < self.min_prompt:
             return Caching(model, state)
@@ -178,6 +172,6 @@ class FocusDLLM(DecodingMethod):
 
     def apply(self, model: Any) -> Applied:
         """Let ``model.generate`` decode by diffusion, as `fewstep_focus_dllm.generate` does; same arguments."""
-        check_model(model)
+        masked_lm.check(model)
         self.resolve(model.config, LONG)
         return super().apply(model)

@@ -17,6 +17,7 @@ def fewstep_methods():
             models=_FAMILIES,
             run=ask,
             fit="fewstep_focus_dllm.fit:Probe",
+            show="fewstep_focus_dllm.describe:describe",
         ),
         Card(
             name="fast-dllm",

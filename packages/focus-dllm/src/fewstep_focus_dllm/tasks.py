@@ -9,17 +9,18 @@ from typing import Any, ClassVar, Self
 
 import torch
 from fewstep.bench import Outcome, Sample
+from fewstep.contract import Loaded
+from fewstep.data import texts
 from fewstep.errors import UnsupportedModelError
-from fewstep.loaders import Loaded
+from fewstep.families import masked_lm
+from fewstep.families.sizes import TransformerSizes
 from jaxtyping import Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import texts
 from .confidence import correlation, coverage
 from .decoding import Decoding
-from .flops import Shape
-from .generation import Output, check_model
+from .generation import Output
 from .method import generation, keeps_cache
 from .state import Stats
 
@@ -37,11 +38,11 @@ def seconds(stats: Stats) -> dict[str, float]:
 
 def counts(stats: Stats, config: Any, tokens: int, full_steps: int) -> dict[str, float]:
     """Operations (10^12) by the FLOP model, and what cached steps computed and read on average."""
-    shape, block = Shape.of(config), 1
-    operations = full_steps * shape.full(tokens, block)
+    sizes = TransformerSizes.of(config)
+    operations = full_steps * masked_lm.full_pass_flops(sizes, tokens, 1)
     partial = [(rows, tokens) for rows in stats.partial_rows]
     for rows, read in [*zip(stats.rows, stats.read, strict=True), *partial]:
-        operations += shape.cached(rows, read)  # type: ignore[arg-type]
+        operations += masked_lm.cached_pass_flops(sizes, rows, read)
     found = {"tflop": operations / 1e12}
     if stats.rows:
         found |= {"rows_per_step": statistics.mean(stats.rows), "keys_read": statistics.mean(stats.read)}
@@ -72,7 +73,7 @@ class Latency:
     def run(self, loaded: Loaded, generator: torch.Generator) -> Outcome:
         """Time one call of generate."""
         model = loaded.model
-        check_model(model)
+        masked_lm.check(model)
         ids = torch.randint(0, model.config.mask_token_id, (1, self.length), generator=generator).to(model.device)
         decoding = Decoding(gen_length=self.gen_length, block_length=self.block_length, stop_at_eos=False)
         cached = keeps_cache(model)
@@ -170,7 +171,7 @@ class Agreement:
         decoding = Decoding(gen_length=self.gen_length, block_length=self.block_length, stop_at_eos=False)
         outputs, losses, samples = [], [], []
         for _ in range(self.prompts):
-            ids = texts.excerpt(loaded.processor, self.length, generator)[None].to(model.device)
+            ids = texts.window(loaded.processor, "python-docs", self.length, generator)[None].to(model.device)
             outputs.append(generation(model)(ids, decoding=decoding, trace=True))
             losses += [masked_loss(model, outputs[-1], self.gen_length, generator) for _ in range(self.hidden)]
             said = loaded.processor.decode(outputs[-1].response[0])

@@ -8,17 +8,16 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
-from fewstep import Applied
-from fewstep.experts import MoeSite
-from fewstep.journal import Journal
+from fewstep.families.moe import MoeSite
+from fewstep.families.vlm import TEXT, VISION, modality, special_ids, vision_ids
+from fewstep.fitting import Journal
 from jaxtyping import Bool
 from torch import Tensor
 
 from . import registry
-from .modality import TEXT, VISION, modality, special_ids, vision_ids
 from .reference import Batch, Loss, Reference, fingerprint
 from .rule import Routed
-from .skipping import Skipping
+from .skipping import SkipApplied, Skipping
 
 Disabled = Literal["zero", "identity"]
 Track = Callable[[Iterable, int], Iterable]
@@ -69,7 +68,7 @@ class Without(Skipping):
             gone &= routed.kind == self.kind
         return ~gone[:, None].expand(routed.index.shape)
 
-    def apply(self, model: Any) -> Applied:
+    def apply(self, model: Any) -> SkipApplied:
         applied = super().apply(model)
         if self.disabled == "identity":
             site = next(site for site in registry.sites(model) if site.layer == self.layer)

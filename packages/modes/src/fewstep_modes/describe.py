@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ LENGTH = 2048
 """Tokens of the prompt for which gains are predicted."""
 
 
-def describe(config: Any) -> list[tuple[str, str]]:
+def describe(config: Any, folder: Path) -> list[tuple[str, str]]:
     """Layers, experts, share of the operations, and the speed-up of a prompt that skipping allows.
 
     The model is built on the meta device: no weights are read, and none are allocated.

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from fewstep.contract import Loaded
 from fewstep.errors import FewstepError
-from fewstep.journal import Journal
-from fewstep.loaders import Loaded
+from fewstep.fitting import Journal
 from rich.progress import Progress, TimeRemainingColumn
 
 from . import data, registry

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
-from fewstep.experts import MoeSite
+from fewstep.families.moe import MoeSite
 
 from .skipping import Skipping
 

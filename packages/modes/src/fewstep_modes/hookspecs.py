@@ -18,7 +18,7 @@ def fewstep_skip_policies() -> Mapping[str, str]:
 
 @hookspec
 def fewstep_moe_adapters() -> Mapping[str, str]:
-    """By class name of a model: ``"module:function"`` of ``(model) -> list[fewstep.experts.MoeSite]``."""
+    """By class name of a model: ``"module:function"`` of ``(model) -> list[fewstep.families.moe.MoeSite]``."""
     raise AssertionError("a specification, never called")
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
-from fewstep.experts import MoeSite
+from fewstep.families.moe import MoeSite
+from fewstep.families.vlm import NAMES, TEXT, VISION
 from jaxtyping import Bool
 from torch import Tensor
 
 from .fitted import UNSHOWN, Fitted
-from .modality import NAMES, TEXT, VISION
 from .rule import Routed, Score, importance, reaches
 
 Factors = Mapping[int, Mapping[int, float]]
@@ -68,13 +67,6 @@ class MoDES(Fitted):
                 f"{self.name} has importances of {len(text)} layers, this model has {len(sites)}; fit it again"
             )
         return {site.layer: {TEXT: text[i], VISION: vision[i]} for i, site in enumerate(sites)}
-
-    @classmethod
-    def describe(cls, config: Any, folder: Path) -> list[tuple[str, str]]:
-        """What skipping experts could gain in the model of this configuration."""
-        from .describe import describe
-
-        return describe(config)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self
 
 import torch
-from fewstep.experts import MoeSite
+from fewstep.families.moe import MoeSite
+from fewstep.families.vlm import PADDING, TEXT, VISION
 from jaxtyping import Bool, Float, Int8
 from torch import Tensor
 
 from . import registry
 from .fitted import UNSHOWN, Fitted, same_model
-from .modality import PADDING, TEXT, VISION
 from .rule import Policy, Routed, by_modality, rank
 from .skipping import Skipping
 

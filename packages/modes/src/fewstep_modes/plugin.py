@@ -8,7 +8,7 @@ _FAMILIES = (
     *("Qwen3VLMoeForConditionalGeneration", "InternVLForConditionalGeneration", "DeepseekV3ForCausalLM"),
     *("Qwen3MoeForCausalLM", "OlmoeForCausalLM", "MixtralForCausalLM", "GptOssForCausalLM"),
 )
-_ASK = "fewstep_modes.ask:Ask"
+_ASK = "fewstep.families.vlm:Ask"
 
 
 def _card(name: str, summary: str, target: str, paper: str | None, fit: str | None) -> Card:
@@ -20,6 +20,7 @@ def _card(name: str, summary: str, target: str, paper: str | None, fit: str | No
         models=_FAMILIES,
         run=_ASK,
         fit=f"fewstep_modes.fit:{fit}" if fit else None,
+        show="fewstep_modes.describe:describe",
     )
 
 

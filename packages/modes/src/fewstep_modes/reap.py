@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from fewstep.experts import MoeSite, run
+from fewstep.families.moe import MoeSite, run
 from jaxtyping import Float
 from torch import Tensor
 

@@ -9,12 +9,12 @@ from typing import Any, Literal
 import torch
 from fewstep import Applied
 from fewstep.errors import FewstepError
-from fewstep.experts import install
+from fewstep.families.moe import install
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from .skipping import Skipping, Stats
+from .skipping import SkipCounts, Skipping
 
 Loss = Literal["kl", "mse"]
 NOISE = {"kl": 1e-9, "mse": 1e-12}
@@ -34,7 +34,7 @@ class Measured:
 
     divergence: float
     """Mean over scored positions: KL in nats, or squared difference of logits."""
-    stats: Stats
+    stats: SkipCounts
 
 
 class Reference:
@@ -74,7 +74,7 @@ class Reference:
         applied: Any = method.apply(self.model)
         with applied:
             total = sum(self._distance(number) for number in range(len(self.batches)))
-            return Measured(total / self.tokens, applied.stats())
+            return Measured(total / self.tokens, applied.counts)
 
     def _distance(self, number: int) -> float:
         found, dense = self._logits(number), self.dense[number]

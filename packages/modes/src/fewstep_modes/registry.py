@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import fewstep.experts
 from fewstep import plugins
 from fewstep.cards import import_target
 from fewstep.errors import UnknownNameError
-from fewstep.experts import MoeSite
+from fewstep.families import moe
+from fewstep.families.moe import MoeSite
 
 from .rule import Policy
 
@@ -26,7 +26,7 @@ def sites(model: Any) -> list[MoeSite]:
         UnsupportedModelError: there are none.
     """
     adapter = _listed("fewstep_moe_adapters").get(type(model).__name__)
-    return import_target(adapter)(model) if adapter else fewstep.experts.sites(model)
+    return import_target(adapter)(model) if adapter else moe.sites(model)
 
 
 def modality_of(model: Any) -> Callable[..., Any] | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
-from fewstep.experts import MoeSite
+from fewstep.families.moe import MoeSite
 from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor
 

@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 
 import torch
 from fewstep import Applied, Method, UnsupportedModelError
-from fewstep.experts import MoeSite, install
+from fewstep.families.moe import MoeSite, install
+from fewstep.families.vlm import NAMES, OTHER, PADDING, modality, special_ids, vision_ids
 from jaxtyping import Int
 from torch import Tensor
 
 from . import registry
-from .modality import NAMES, OTHER, PADDING, modality, special_ids, vision_ids
 from .rule import Policy, Routed
 
 MOST = 8
@@ -45,8 +45,8 @@ class Skipping(Method):
     protects: ClassVar[bool] = True
     """Whether special tokens keep all their experts."""
 
-    def apply(self, model: Any) -> Applied:
-        """Hook the routers of `model`; the result has `stats`: pairs skipped and in all, by layer and modality.
+    def apply(self, model: Any) -> SkipApplied:
+        """Hook the routers of `model`; the result has `counts`: pairs skipped and in all, by layer and modality.
 
         Raises:
             UnsupportedModelError: the model has no routed experts.
@@ -56,14 +56,31 @@ class Skipping(Method):
             raise UnsupportedModelError(f"{type(model).__name__} is no transformers model with routed experts")
         sites = registry.sites(model)
         router = _Routing(self, self.policy(sites), model, sites)
-        with Applied() as undo:
+        with SkipApplied() as undo:
             undo.occupy(model, self)
             install(undo, model, pack=self.pack)
             for hook in router.hooks(model, sites):
                 undo.callback(hook.remove)
-            applied: Any = undo.pop_all()
-        applied.stats = router.stats
+            applied = undo.pop_all()
+        applied.routing = router
         return applied
+
+
+class SkipApplied(Applied):
+    """An undo stack that knows which pairs were skipped since the method was applied."""
+
+    routing: _Routing
+
+    @property
+    def counts(self) -> SkipCounts:
+        """Pairs skipped and in all, by layer and modality."""
+        return self.routing.counts_so_far()
+
+    def stats(self) -> dict[str, Any]:
+        """Share of pairs that was skipped, of everything and by layer and modality."""
+        counts = self.counts
+        rows = {f"layer {row.pop('layer')}": {k: round(v, 3) for k, v in row.items()} for row in counts.table()}
+        return {"pairs skipped": round(counts.ratio, 3), **rows}
 
 
 class _Routing:
@@ -131,9 +148,8 @@ class _Routing:
         with self.lock:
             self.counts[number].index_add_(0, kind.clamp(min=0).long(), both)
 
-    def stats(self) -> Stats:
-        """What was skipped since `apply`."""
-        return Stats(self.layers, self.counts.cpu().clone())
+    def counts_so_far(self) -> SkipCounts:
+        return SkipCounts(self.layers, self.counts.cpu().clone())
 
 
 class _Route:
@@ -147,7 +163,7 @@ class _Route:
 
 
 @dataclass(frozen=True, eq=False)
-class Stats:
+class SkipCounts:
     """Pairs of token and expert, skipped and in all; padding is not counted."""
 
     layers: list[int]

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
-from fewstep import experts
 from fewstep.bench import Outcome
-from fewstep.loaders import Loaded
+from fewstep.contract import Loaded
+from fewstep.families import moe
 from jaxtyping import Int
 from torch import Tensor
 
-PREFILL, DECODE = experts.MANY_TOKENS, (*experts.MANY_TOKENS, "batched_mm")
+PREFILL, DECODE = moe.MANY_TOKENS, (*moe.MANY_TOKENS, "batched_mm")
 """Implementations of transformers that the unchanged model is tried with; the fastest one counts."""
 
 
@@ -36,11 +36,11 @@ class MoeLatency:
         model = loaded.model
         vocabulary = model.config.get_text_config().vocab_size
         ids = torch.randint(vocabulary, (1, self.length + self.new_tokens), generator=generator).to(model.device)
-        with experts.counted(model) as pairs:
-            logits, cache, prefill = experts.fastest(model, lambda: self._prefill(model, ids), PREFILL)
+        with moe.counted(model) as pairs:
+            logits, cache, prefill = moe.fastest(model, lambda: self._prefill(model, ids), PREFILL)
         seconds = {"prefill": prefill}
         if self.new_tokens:
-            _, _, decode = experts.fastest(model, lambda: self._decode(model, ids, cache), DECODE)
+            _, _, decode = moe.fastest(model, lambda: self._decode(model, ids, cache), DECODE)
             seconds["decode"] = decode
         return Outcome(seconds=seconds, counts={"skipped_share": pairs.skipped()}, evidence=logits.float().cpu())
 

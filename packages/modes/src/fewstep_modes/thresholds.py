@@ -10,8 +10,9 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from fewstep.errors import FewstepError
-from fewstep.experts import MoeSite
-from fewstep.journal import Journal
+from fewstep.families.moe import MoeSite
+from fewstep.families.vlm import NAMES, TEXT, VISION
+from fewstep.fitting import Journal
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -20,7 +21,6 @@ from .calibration import Importance
 from .fitted import Fitted, facts
 from .frontier import exhaustive, frontier
 from .method import MoDES, Threshold
-from .modality import NAMES, TEXT, VISION
 from .reference import Reference
 from .rule import Routed
 from .skipping import Skipping

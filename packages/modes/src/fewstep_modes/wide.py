@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fewstep.loaders import Loaded
+from fewstep.contract import Loaded
 
 TEXT = {
     "hidden_size": 1024,

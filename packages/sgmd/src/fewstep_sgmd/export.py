@@ -11,11 +11,12 @@ from typing import Any, Literal
 
 import torch
 from fewstep.errors import BadFileError, FewstepError
+from fewstep.families import wan
 from fewstep.loaders import load
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .method import SGMD, check_fits, check_pipeline
+from .method import SGMD, check_fits
 from .names import to_native
 from .weights import Factors, StudentWeights, extract, read
 
@@ -124,7 +125,7 @@ def as_lora(method: SGMD, rank: int, base: str) -> tuple[StudentWeights, list[st
         return StudentWeights(factors=factors, deltas=_times(student.deltas, method.strength)), []
     if not base:
         raise FewstepError("this student has full weights: name with --base the model that it was made from")
-    before = check_pipeline(load(base).model).state_dict()
+    before = wan.check(load(base).model).state_dict()
     check_fits(student, {name: tensor.shape for name, tensor in before.items()}, method.weights)
     lora, kept = extract(before, student.full, rank)
     return lora, [f"a LoRA of rank {rank} keeps {100 * kept:.1f} % of the squared change of the weights"]

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fewstep import video
-from fewstep.loaders import Loaded
+from fewstep.contract import Loaded
+from fewstep.data import video
+from fewstep.families import wan
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .method import SGMD, check_pipeline
+from .method import SGMD
 
 LOOKABLE = 240
 """Pixels of the shorter side that smaller clips are enlarged to."""
@@ -47,7 +48,7 @@ class Generate:
         """Make the video and say what it took."""
         video.check_writable(self.output)
         pipe = loaded.model
-        transformer = check_pipeline(pipe)
+        transformer = wan.check(pipe)
         pipe.set_progress_bar_config(disable=True)
         with method.apply(pipe), counted(transformer) as calls:
             start = time.perf_counter()

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from diffusers import WanPipeline, WanTransformer3DModel
 from fewstep import hub
+from fewstep.applied import Applied
 from fewstep.cards import Card
-from fewstep.errors import BadFileError, UnsupportedModelError
+from fewstep.errors import BadFileError
+from fewstep.families import wan
 from fewstep.flow import StepGrid
-from fewstep.method import Applied, Method
+from fewstep.method import Method
 from torch import Tensor, nn
 
 from .weights import StudentWeights, read
@@ -76,7 +77,7 @@ class SGMD(Method):
         Raises:
             BadFileError: the weights cannot be read or do not fit this transformer; the first misfit is named.
         """
-        transformer = check_pipeline(model)
+        transformer = wan.check(model)
         values = self.student_values(transformer) if self.weights is not None else {}
         scheduler = self.grid.scheduler()
         with Applied() as undo:
@@ -105,25 +106,6 @@ class SGMD(Method):
             name: current[name].detach().float() + self.strength * change.to(current[name].device)
             for name, change in student.changes().items()
         }
-
-
-def check_pipeline(model: Any) -> WanTransformer3DModel:
-    """The transformer of a pipeline that a student can run in.
-
-    Raises:
-        UnsupportedModelError: no ``WanPipeline``, one with two experts, or one whose weights are not plain tensors.
-    """
-    kind = type(model).__name__
-    if not isinstance(model, WanPipeline):
-        raise UnsupportedModelError(f"a {kind} cannot run a few-step Wan student; load a diffusers WanPipeline")
-    if model.transformer is None or model.transformer_2 is not None:
-        raise UnsupportedModelError(f"this {kind} has two experts (Wan2.2-A14B); a student replaces one transformer")
-    for name, parameter in model.transformer.named_parameters():
-        if parameter.is_meta or not parameter.is_floating_point():
-            raise UnsupportedModelError(
-                f"{name} of this {kind} is quantised or offloaded layer by layer; apply the student before that"
-            )
-    return model.transformer
 
 
 def check_fits(student: StudentWeights, shapes: Mapping[str, torch.Size], source: Any) -> None:

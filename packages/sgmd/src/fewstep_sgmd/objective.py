@@ -96,12 +96,12 @@ class SGMDObjective(DMD2):
         """``L_Fisher + lam L_NR``; the only way to the student is critic, noised sample, sample."""
         taken = self.noised(batch, grad=True, first=1 if self.diversity else 0)
         noisy = taken.noisy
-        critic = self.roles.critic.clean(noisy, taken.sigma, batch.cond)
-        teacher = self.teacher_clean(noisy, taken.sigma, batch)
+        critic = self.roles.critic.x0(noisy, taken.sigma, batch.cond)
+        teacher = self.teacher_x0(noisy, taken.sigma, batch)
         x = taken.rollout.x
         parts, found = student_losses(x, critic, teacher, taken.sigma, lam=self.lam, weights=self.weights)
         if not x.is_meta:  # a plan has sizes without numbers
-            batch.figures.update(figures(found, taken.sigma.to(x.device), self.weights))
+            batch.metrics.update(figures(found, taken.sigma.to(x.device), self.weights))
         if self.fake_sample == "shared":
             self._shared[batch.micro] = taken.detached()
         if self.diversity:
@@ -165,10 +165,10 @@ class SiD(DMD2):
         taken = self.rollout(batch, grad=True)
         sigma, eps = self.score_time.sample(len(batch), batch.generator), batch.normal()
         noisy = flow.noise(taken.x, eps, sigma)
-        critic = self.roles.critic.clean(noisy, sigma, batch.cond)
+        critic = self.roles.critic.x0(noisy, sigma, batch.cond)
         if self.through_teacher:
             velocity = guided(self.roles.teacher, noisy, sigma, batch.cond, batch.uncond, self.guidance)
             teacher = flow.x0_from_velocity(noisy, velocity, sigma)
         else:
-            teacher = self.teacher_clean(noisy, sigma, batch)
+            teacher = self.teacher_x0(noisy, sigma, batch)
         return {"sid": sid_loss(taken.x, critic, teacher, alpha=self.alpha)}

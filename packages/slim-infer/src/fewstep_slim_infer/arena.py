@@ -6,17 +6,15 @@ query comes last, so attention does not depend on the order of slots and reads t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
 
 import torch
+from fewstep.families.kv_cache import GrowingLayer
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .block_index import BlockIndex
 from .copier import Copier, Wait
-
-if TYPE_CHECKING:
-    from .cache import GrowingLayer
 
 
 class Arena:
@@ -59,7 +57,7 @@ class Arena:
         self._tails = [tokens - pad - len(own) * block for pad, own in zip(pads, blocks, strict=True)]
         for i, layer in enumerate(layers):
             layer.replace(*self._compact(i))
-            layer.arena = self
+            layer.before_use = partial(self.wait, layer)
         self.valid = self._valid()
 
     @property

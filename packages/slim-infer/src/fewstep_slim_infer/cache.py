@@ -2,92 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass, field
 
 import torch
+from fewstep.families.kv_cache import GrowingLayer
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
-from transformers.models.llama.modeling_llama import LlamaAttention
+from transformers.cache_utils import Cache
 
 from .arena import Arena
-
-NAME = "cache" if "cache" in inspect.signature(LlamaAttention.forward).parameters else "past_key_values"
-"""What the installed transformers calls a cache in arguments and outputs: ``cache`` from 5.24 on."""
-_FIRST_ROOM = 64
-
-
-class GrowingLayer(DynamicLayer):
-    """Keys and values ``[rows, kv heads, tokens, dim]`` as views of a buffer whose spare room doubles when it is full.
-
-    `DynamicLayer` concatenates, and so copies the whole prompt for every generated token.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._room = _FIRST_ROOM
-        self.arena: Arena | None = None
-
-    def lazy_initialization(self, key_states: Float[Tensor, "r g n d"], value_states: Float[Tensor, "r g n d"]) -> None:
-        """Also note what transformers from 5.24 on no longer does."""
-        super().lazy_initialization(key_states, value_states)
-        self.dtype, self.device = key_states.dtype, key_states.device
-
-    def update(
-        self, key_states: Float[Tensor, "r g n d"], value_states: Float[Tensor, "r g n d"], *args, **kwargs
-    ) -> tuple[Tensor, Tensor]:
-        """Append and return everything cached; waits for a swap of this layer that is still being copied."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self.replace(key_states, value_states)
-        else:
-            if self.arena is not None:
-                self.arena.wait(self)
-            start, stop = self.keys.shape[2], self.keys.shape[2] + key_states.shape[2]
-            if stop > self._buffers[0].shape[2]:
-                self._room = max(2 * self._room, key_states.shape[2])
-                self.replace(self.keys, self.values)
-            for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
-                buffer[:, :, start:stop] = states
-            self._show(stop)
-        return self.keys, self.values
-
-    def replace(self, keys: Tensor, values: Tensor) -> None:
-        """Hold exactly these, with room for more."""
-        length = keys.shape[2]
-        shape = (*keys.shape[:2], length + self._room, keys.shape[3])
-        self._buffers = tuple(torch.empty(shape, dtype=keys.dtype, device=keys.device) for _ in range(2))
-        for buffer, states in zip(self._buffers, (keys, values), strict=True):
-            buffer[:, :, :length] = states
-        self._show(length)
-
-    def _show(self, length: int) -> None:
-        self.keys, self.values = (buffer[:, :, :length] for buffer in self._buffers)
-
-    @property
-    def kv_bytes(self) -> int:
-        """Bytes of its tokens where the model runs."""
-        return 2 * self.keys.numel() * self.keys.element_size() if self.is_initialized else 0
-
-    @property
-    def host_bytes(self) -> int:
-        """Bytes of its tokens on the host, beside those of an arena."""
-        return 0
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last ``-tokens_to_remove`` tokens."""
-        self._show(self.keys.shape[2] + tokens_to_remove)
-
-    def select_rows(self, rows: Int[Tensor, " r"]) -> None:
-        """Keep these rows of the batch, in this order; a row may come several times."""
-        if self.is_initialized:
-            rows = rows.to(self.keys.device)
-            self.replace(self.keys.index_select(0, rows), self.values.index_select(0, rows))
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self.__init__()
 
 
 @dataclass

@@ -6,17 +6,19 @@ import warnings
 from typing import Any
 
 import torch
+from fewstep.families.attention import QueryCapture
+from fewstep.families.kv_cache import ARGUMENT
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from .cache import NAME, SlimCache, Stage
+from .cache import SlimCache, Stage
 from .copier import Copier
 from .offload import offload
 from .options import blocks_kept
 from .residency import choose_again, open_arena, remember
 from .select import block_scores, forced_blocks, rows_of, top_blocks
-from .tokens import Tap, Tokens
+from .tokens import Tokens
 
 
 class SlimDecoder:
@@ -59,11 +61,11 @@ class SlimDecoder:
                 position_ids=position_ids,
                 inputs_embeds=inputs_embeds,
                 use_cache=use_cache,
-                **{NAME: given},
+                **{ARGUMENT: given},
                 **kwargs,
             )
         if given is not None and not isinstance(given, SlimCache):
-            raise ValueError(f"SlimInfer needs its own SlimCache, not a {type(given).__name__}: leave {NAME} out")
+            raise ValueError(f"SlimInfer needs its own SlimCache, not a {type(given).__name__}: leave {ARGUMENT} out")
         if attention_mask is not None and attention_mask.dim() != 2:
             raise ValueError(f"SlimInfer takes a 2-D attention mask [rows, tokens], not {attention_mask.dim()}-D")
         if kwargs.get("output_hidden_states") or kwargs.get("output_attentions"):
@@ -80,7 +82,7 @@ class SlimDecoder:
             hidden = self._read(hidden, rope, attention_mask, cache, kwargs)
         return BaseModelOutputWithPast(
             last_hidden_state=self._decoder.norm(hidden),
-            **{NAME: None if use_cache is False else cache},
+            **{ARGUMENT: None if use_cache is False else cache},
         )
 
     def _read(
@@ -105,7 +107,7 @@ class SlimDecoder:
         edges = [*settings.entry, len(self.layers)]
         stages, mask, rope = [Stage(range(edges[0]), tokens.valid, prompts)], tokens.mask(), tokens.rope
         for layer in range(edges[-1]):
-            tap = Tap() if layer + 1 in settings.entry else None
+            tap = QueryCapture() if layer + 1 in settings.entry else None
             self.attend(layer, tokens, mask, cache, tap, kwargs)
             if tap is not None:
                 segment = len(stages) - 1
@@ -127,7 +129,7 @@ class SlimDecoder:
         pruned = any(stage.tokens != prompts for stage in stages)
         return tokens.hidden[:, -1:] if pruned else tokens.hidden
 
-    def _prune(self, tokens: Tokens, tap: Tap, prompts: list[int], segment: int) -> tuple[Tokens, Stage]:
+    def _prune(self, tokens: Tokens, tap: QueryCapture, prompts: list[int], segment: int) -> tuple[Tokens, Stage]:
         """Score and select, row by row, at the end of the attention before an entry layer."""
         settings, width = self.settings, tokens.hidden.shape[1]
         recent = tap.query[:, :, max(width - settings.window + 1, 0) :].clone()
@@ -182,7 +184,7 @@ class SlimDecoder:
             mask = _decode_mask(stage, cache.layers[stage.layers[0]].keys.shape[2], new)
             for layer in stage.layers:
                 boundary = after is not None and after.arena is not None and layer == stage.layers[-1]
-                tap = Tap() if boundary else None
+                tap = QueryCapture() if boundary else None
                 self.attend(layer, tokens, mask, cache, tap, kwargs)
                 if tap is not None:
                     choose_again(self, after, tap, cache)
@@ -200,15 +202,21 @@ class SlimDecoder:
             )
 
     def attend(
-        self, layer: int, tokens: Tokens, mask: Tensor | None, cache: SlimCache, tap: Tap | None, kwargs: dict[str, Any]
+        self,
+        layer: int,
+        tokens: Tokens,
+        mask: Tensor | None,
+        cache: SlimCache,
+        tap: QueryCapture | None,
+        kwargs: dict[str, Any],
     ) -> None:
         block = self.layers[layer]
         output, _ = block.self_attn(
             hidden_states=block.input_layernorm(tokens.hidden),
             position_embeddings=tokens.rope,
             attention_mask=mask,
-            **{NAME: cache},
-            tap=tap,
+            **{ARGUMENT: cache},
+            capture=tap,
             **kwargs,
         )
         tokens.hidden = tokens.hidden + output

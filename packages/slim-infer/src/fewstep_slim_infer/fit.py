@@ -13,18 +13,19 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from fewstep.contract import Loaded
+from fewstep.data import texts
 from fewstep.errors import BadFileError, FewstepError
+from fewstep.families import causal_lm
 from fewstep.kernels.unit_score import unit_score
-from fewstep.loaders import Loaded
 from jaxtyping import Int
 from rich.progress import Progress, TimeRemainingColumn
 from torch import Tensor
 
-from . import texts
 from .decoder import SlimDecoder
-from .method import SlimInfer, check_model, install
+from .method import SlimInfer, install
 from .options import Score
-from .tasks import Needle, check_length, greedy, prefill
+from .tasks import Needle
 
 FINDS, SURVIVES = 0.10, 0.75
 
@@ -95,8 +96,8 @@ class Probe:
 
     def __call__(self, loaded: Loaded, out: Path) -> SlimInfer:
         """Measure, with progress and a log in ``out/probe.jsonl``, and propose a method."""
-        check_model(loaded.model)
-        check_length(loaded, self.length, 5)
+        causal_lm.check(loaded.model)
+        causal_lm.check_length(loaded, self.length, 5)
         with Progress(*Progress.get_default_columns()[:-1], TimeRemainingColumn(), transient=True) as bar:
             return SlimInfer.fit(
                 loaded.model,
@@ -156,8 +157,8 @@ def _measure(model: Any, fact: Fact, layer: int | None, block: int, decode: Call
     with install(model, settings, settings, Ranks if layer is None else Drops) as applied:
         probe: Any = applied.decoder
         probe.fact, probe.found = fact, {}
-        logits, cache, _ = prefill(model, fact.prompt[None].to(model.device))
-        answer = decode(greedy(model, logits, cache, 5))
+        logits, cache, _ = causal_lm.prefill(model, fact.prompt[None].to(model.device))
+        answer = decode(causal_lm.greedy(model, logits, cache, 5))
         return {"right": fact.code in answer.replace(" ", ""), "ranks": probe.found}
 
 

@@ -9,24 +9,21 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from fewstep.attention import wrap_attention
-from fewstep.errors import UnsupportedModelError
-from fewstep.method import Applied, Method
-from transformers import DynamicCache, PreTrainedModel
+from fewstep.applied import Applied
+from fewstep.families import causal_lm
+from fewstep.families.attention import capture_queries, wrap_attention
+from fewstep.families.kv_cache import ARGUMENT
+from fewstep.method import Method
+from transformers import DynamicCache
 
-from .cache import NAME, Report, SlimCache
+from .cache import Report, SlimCache
 from .copier import copier_for
 from .decoder import SlimDecoder
 from .options import Keep, Revive, Score, spread
 from .presets import Preset, preset_for
-from .tokens import tapped
 
 if TYPE_CHECKING:
     from .fit import Fact
-
-SUPPORTED = "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, SmolLM3ForCausalLM"
-_DECODER_PARTS = ("embed_tokens", "layers", "norm", "rotary_emb")
-_LAYER_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 
 
 class SlimApplied(Applied):
@@ -38,6 +35,17 @@ class SlimApplied(Applied):
     def report(self) -> Report | None:
         """What the cache of the newest prompt holds; None before the first prompt."""
         return self.decoder.last.report if self.decoder.last is not None else None
+
+    def stats(self) -> dict[str, Any]:
+        """Prompt tokens kept by segment (preserve layers first) and bytes of the KV cache, of the newest prompt."""
+        report = self.report
+        if report is None:
+            return {}
+        return {
+            "prompt tokens kept, by segment": [rows[0] for rows in report.tokens],
+            "KV cache (bytes)": report.kv_bytes,
+            "KV cache on the host (bytes)": report.host_bytes,
+        }
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -189,7 +197,7 @@ class SlimInfer(Method):
 
     def apply(self, model: Any) -> SlimApplied:
         """Change a loaded transformers model; ``model.generate`` then needs no further argument."""
-        check_model(model)
+        causal_lm.check(model)
         return install(model, self, self.resolve(model.config))
 
 
@@ -197,7 +205,7 @@ def install(model: Any, owner: Method, settings: SlimInfer, decoder: type[SlimDe
     """Put a pruning decoder into a checked model, on behalf of `owner`; `settings` has every field filled in."""
     with SlimApplied() as undo:
         undo.occupy(model, owner)
-        wrap_attention(undo, model, "tap", tapped)
+        wrap_attention(undo, model, "capture", capture_queries)
         slim = decoder(model.model, settings, copier_for(model.device))
         undo.set(model.model, "forward", slim)
         prepare = partial(_prepare_cache, slim, model._prepare_cache_for_generation)
@@ -206,28 +214,6 @@ def install(model: Any, owner: Method, settings: SlimInfer, decoder: type[SlimDe
         applied = undo.pop_all()
         applied.decoder = slim
         return applied
-
-
-def check_model(model: Any) -> Any:
-    """The decoder inside a causal LM whose loop we know.
-
-    Raises:
-        UnsupportedModelError: not a causal LM of stock Llama-like layers with full attention.
-    """
-    decoder: Any = getattr(model, "model", None)
-    kind = type(model).__name__
-    if not isinstance(model, PreTrainedModel) or any(not hasattr(decoder, part) for part in _DECODER_PARTS):
-        raise UnsupportedModelError(f"{kind} is no causal LM that SlimInfer knows; supported: {SUPPORTED}")
-    for layer in decoder.layers:
-        if {name for name, _ in layer.named_children()} != _LAYER_PARTS or not hasattr(layer.mlp, "down_proj"):
-            raise UnsupportedModelError(
-                f"{kind} has layers of type {type(layer).__name__}, which differ from Llama's; supported: {SUPPORTED}"
-            )
-    if "sliding_attention" in (getattr(model.config, "layer_types", None) or []) or (
-        getattr(model.config, "sliding_window", None) and getattr(model.config, "use_sliding_window", True)
-    ):
-        raise UnsupportedModelError(f"{kind} has sliding-window layers, where selecting blocks is meaningless")
-    return decoder
 
 
 def _prepare_cache(slim: SlimDecoder, stock: Any, generation_config: Any, model_kwargs: dict, *args, **kwargs) -> Any:
@@ -240,10 +226,10 @@ def _prepare_cache(slim: SlimDecoder, stock: Any, generation_config: Any, model_
         raise ValueError(
             f"cache_implementation={generation_config.cache_implementation!r}: SlimInfer has its own cache"
         )
-    given = model_kwargs.get(NAME)
+    given = model_kwargs.get(ARGUMENT)
     result = stock(generation_config, model_kwargs, *args, **kwargs)
-    if given is None and isinstance(model_kwargs.get(NAME), DynamicCache):
-        model_kwargs[NAME] = SlimCache(len(slim.layers))
+    if given is None and isinstance(model_kwargs.get(ARGUMENT), DynamicCache):
+        model_kwargs[ARGUMENT] = SlimCache(len(slim.layers))
     return result
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
+from fewstep.families.kv_cache import GrowingLayer
 from jaxtyping import Int
 from torch import Tensor
 
-from .cache import GrowingLayer, SlimCache
+from .cache import SlimCache
 from .copier import Copier, Wait
 
 

@@ -6,18 +6,19 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import torch
-from fewstep.attention import wrap_attention
+from fewstep.applied import Applied
+from fewstep.families import causal_lm
+from fewstep.families.attention import QueryCapture, capture_queries, wrap_attention
+from fewstep.families.kv_cache import ARGUMENT
 from fewstep.kernels.unit_score import unit_score
-from fewstep.method import Applied, Method
+from fewstep.method import Method
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from .cache import NAME
-from .method import SlimApplied, SlimInfer, check_model, install
+from .method import SlimApplied, SlimInfer, install
 from .options import Keep, blocks_kept
 from .presets import preset_for
 from .select import forced_blocks, top_blocks
-from .tokens import Tap, tapped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ class LazyLLM(Method):
 
     def apply(self, model: Any) -> SlimApplied:
         """Change a loaded transformers model; the same models as slim-infer."""
-        check_model(model)
+        causal_lm.check(model)
         return install(model, self, self._tokenwise().resolve(model.config))
 
 
@@ -81,7 +82,7 @@ class GemFilter(Method):
 
     def apply(self, model: Any) -> Applied:
         """Change a loaded transformers model; the same models as slim-infer."""
-        decoder = check_model(model)
+        decoder = causal_lm.check(model)
         layer, keep = self.filter_layer, self.keep
         if layer is None or keep is None:
             preset = preset_for(model.config)
@@ -91,7 +92,7 @@ class GemFilter(Method):
             raise ValueError(f"filter_layer={layer}: the model has {model.config.num_hidden_layers} layers")
         with Applied() as undo:
             undo.occupy(model, self)
-            wrap_attention(undo, model, "tap", tapped)
+            wrap_attention(undo, model, "capture", capture_queries)
             undo.set(decoder, "forward", GemDecoder(decoder, layer, keep))
             return undo.pop_all()
 
@@ -121,7 +122,7 @@ class GemDecoder:
                 raise ValueError("gemfilter takes prompts of one length: run padded rows one by one")
             hidden = self._filter(hidden)
         positions = torch.arange(seen, seen + hidden.shape[1], device=hidden.device)[None]
-        return self._stock(inputs_embeds=hidden, position_ids=positions, **{NAME: given}, **kwargs)
+        return self._stock(inputs_embeds=hidden, position_ids=positions, **{ARGUMENT: given}, **kwargs)
 
     def _filter(self, embedded: Tensor) -> Tensor:
         tokens = embedded.shape[1]
@@ -129,12 +130,12 @@ class GemDecoder:
         budget = blocks_kept(self._keep, tokens, 1, 1)
         if budget >= tokens:
             return embedded
-        tap, hidden = Tap(), embedded
+        tap, hidden = QueryCapture(), embedded
         rope = self._decoder.rotary_emb(hidden, position_ids=torch.arange(tokens, device=hidden.device)[None])
         for layer in self._decoder.layers[: self._layer]:
             hidden = layer(hidden, position_embeddings=rope, attention_mask=None)
         last = self._decoder.layers[self._layer]
-        last.self_attn(last.input_layernorm(hidden), position_embeddings=rope, attention_mask=None, tap=tap)
+        last.self_attn(last.input_layernorm(hidden), position_embeddings=rope, attention_mask=None, capture=tap)
         chosen = []
         for query, keys, row in zip(tap.query, tap.keys, embedded, strict=True):
             scores = unit_score(query[:, -1], keys, block=1, unit=1, score="unit_softmax")

@@ -7,7 +7,7 @@ _FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen
 
 @hookimpl
 def fewstep_methods():
-    ask = "fewstep_slim_infer.ask:Ask"
+    ask = "fewstep.families.causal_lm:Ask"
     return [
         Card(
             name="slim-infer",

@@ -5,17 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from fewstep.families.attention import QueryCapture
+from fewstep.families.kv_cache import GrowingLayer
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from .arena import Arena
 from .block_index import BlockIndex
-from .cache import GrowingLayer, SlimCache, Stage
+from .cache import SlimCache, Stage
 from .copier import Copier
 from .options import Keep, blocks_kept
 from .revive import revive
 from .select import unit_means
-from .tokens import Tap
 
 if TYPE_CHECKING:
     from .decoder import SlimDecoder
@@ -72,7 +73,7 @@ def open_arena(
     stage.valid = stage.arena.valid
 
 
-def choose_again(decoder: SlimDecoder, stage: Any, tap: Tap, cache: SlimCache) -> None:
+def choose_again(decoder: SlimDecoder, stage: Any, tap: QueryCapture, cache: SlimCache) -> None:
     """Let every row of a segment with an arena ask for its blocks, with the mean of the last `window` queries."""
     window = decoder.settings.window
     queries = torch.cat([stage.recent, tap.query], dim=2)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from fewstep.families.attention import QueryCapture
 from jaxtyping import Float
 from torch import Tensor
 
 from .select import unit_means
-from .tokens import Tap, Tokens
+from .tokens import Tokens
 
 if TYPE_CHECKING:
     from .cache import SlimCache, Stage
@@ -27,7 +28,7 @@ class Beside:
         """Cached columns first, then the new ones."""
         self.new.append((keys, values))
         held = self._cache.layers[layer]
-        held.arena.wait(held)
+        held.before_use()
         return torch.cat([held.keys, keys], dim=2), torch.cat([held.values, values], dim=2)
 
 
@@ -50,7 +51,7 @@ def revive(decoder: SlimDecoder, cache: Any, stage: Any, blocks: list[int]) -> N
     seen = torch.cat([seen, torch.full((columns - seen.numel(),), cache.seen), number])
     mask = (seen[None, :] <= number[:, None])[None, None].to(device)
     after = next((s for s in cache.stages if s.layers[0] == stage.layers[-1] + 1), None)
-    beside, tap = Beside(cache), Tap()
+    beside, tap = Beside(cache), QueryCapture()
     for layer in stage.layers:
         decoder.attend(layer, tokens, mask, beside, tap, {})
         if layer == stage.layers[-1] and after is not None:

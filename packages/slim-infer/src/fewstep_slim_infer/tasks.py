@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
 from fewstep.bench import Outcome, Sample
-from fewstep.errors import UnsupportedModelError
-from fewstep.loaders import Loaded
-from jaxtyping import Float, Int
+from fewstep.contract import Loaded
+from fewstep.data import texts
+from fewstep.families import causal_lm
+from jaxtyping import Int
 from torch import Tensor
-from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
-from . import texts
-from .cache import NAME, GrowingLayer, SlimCache
-from .flops import prefill_flops
+from .cache import SlimCache
 
 NAMES = ("Maria", "Peter", "Anna", "James", "Laura", "David", "Helen", "Simon", "Clara", "Oscar", "Julia", "Henry")
 
@@ -44,13 +41,13 @@ class Continuation:
     @torch.inference_mode()
     def run(self, loaded: Loaded, generator: torch.Generator) -> Outcome:
         """Time the prefill and the decoding; keep the log-probabilities of every scored position."""
-        check_length(loaded, self.length, self.new_tokens)
+        causal_lm.check_length(loaded, self.length, self.new_tokens)
         ids = texts.window(loaded.processor, self.text, self.length + self.new_tokens, generator)
         ids = ids[None].to(loaded.model.device)
         prompt, rest = ids[:, : self.length], ids[:, self.length :]
-        logits, cache, ttft = prefill(loaded.model, prompt)
+        logits, cache, ttft = causal_lm.prefill(loaded.model, prompt)
         flops = prefill_cost(loaded.model.config, cache, self.length)
-        steps, decode = decode_known(loaded.model, rest, cache)
+        steps, decode = causal_lm.decode_known(loaded.model, rest, cache)
         log_probs = torch.cat([logits, *steps]).float().log_softmax(-1).cpu()
         nll = -log_probs.gather(1, rest[0].cpu()[:, None]).mean().item()
         decode_seconds = {"decode": decode / max(len(steps), 1)} if steps else {}
@@ -100,12 +97,12 @@ class Needle:
     @torch.inference_mode()
     def run(self, loaded: Loaded, generator: torch.Generator) -> Outcome:
         """Right when the four digits are among the first five tokens of the greedy answer."""
-        check_length(loaded, self.length, 5)
+        causal_lm.check_length(loaded, self.length, 5)
         hits, seconds, evidence, samples = [], [], [], []
         for n in range(self.needles):
             prompt, _, question, code = self.prompt(loaded.processor, n, generator)
-            logits, cache, ttft = prefill(loaded.model, prompt[None].to(loaded.model.device))
-            answer = loaded.processor.decode(greedy(loaded.model, logits, cache, 5))
+            logits, cache, ttft = causal_lm.prefill(loaded.model, prompt[None].to(loaded.model.device))
+            answer = loaded.processor.decode(causal_lm.greedy(loaded.model, logits, cache, 5))
             hits.append(code in answer.replace(" ", ""))
             seconds.append(ttft)
             evidence.append(logits.float().cpu())
@@ -137,70 +134,6 @@ class Needle:
         return {}
 
 
-def check_length(loaded: Loaded, length: int, new_tokens: int) -> None:
-    """Refuse what the model cannot read.
-
-    Raises:
-        UnsupportedModelError: not a language model with a tokenizer.
-        ValueError: prompt and answer need more positions than the model has.
-    """
-    config = getattr(loaded.model, "config", None)
-    positions = getattr(config, "max_position_embeddings", None)
-    if loaded.processor is None or positions is None:
-        raise UnsupportedModelError(f"{loaded.name} is no language model with a tokenizer")
-    needed = length + new_tokens - 1  # the last new token is never fed back
-    if needed > positions:
-        raise ValueError(
-            f"{length} prompt and {new_tokens} new tokens need {needed} positions, but {loaded.name} has {positions}; "
-            "shorten the prompt"
-        )
-
-
-def prefill(model: Any, ids: Int[Tensor, "1 n"]) -> tuple[Float[Tensor, "1 v"], Cache, float]:
-    """The logits after the prompt, the cache, and the seconds until they were there."""
-    start = time.perf_counter()
-    out = model(input_ids=ids, use_cache=True, logits_to_keep=1)
-    logits = out.logits[:, -1].clone()
-    if logits.is_cuda:
-        torch.cuda.synchronize()
-    return logits, growing(out[NAME]), time.perf_counter() - start
-
-
-def growing(cache: Cache) -> Cache:
-    """`cache`, without the copy of the whole prompt that a `DynamicCache` makes for each token: fair to every arm."""
-    if type(cache) is not DynamicCache:
-        return cache
-    layers = []
-    for old in cache.layers:
-        layer = GrowingLayer()
-        layer.update(old.keys, old.values)
-        layers.append(layer)
-        old.keys = old.values = None
-    return Cache(layers=layers)
-
-
-def decode_known(model: Any, ids: Int[Tensor, "1 n"], cache: Cache) -> tuple[list[Float[Tensor, "1 v"]], float]:
-    """Feed all but the last of the known tokens one by one; their logits and the seconds it took."""
-    steps = []
-    start = time.perf_counter()
-    for i in range(ids.shape[1] - 1):
-        token = ids[:, i : i + 1]
-        steps.append(model(input_ids=token, **{NAME: cache}, use_cache=True, logits_to_keep=1).logits[:, -1])
-    if steps and steps[-1].is_cuda:
-        torch.cuda.synchronize()
-    return steps, time.perf_counter() - start
-
-
-def greedy(model: Any, logits: Float[Tensor, "1 v"], cache: Cache, tokens: int) -> list[int]:
-    """The most likely next tokens."""
-    said = [int(logits.argmax())]
-    while len(said) < tokens:
-        step = torch.tensor([[said[-1]]], device=logits.device)
-        logits = model(input_ids=step, **{NAME: cache}, use_cache=True, logits_to_keep=1).logits[:, -1]
-        said.append(int(logits.argmax()))
-    return said
-
-
 def prefill_cost(config: Any, cache: Cache, length: int) -> dict[str, float]:
     """Operations of a prompt of `length` tokens just read, in 10^12; nothing for a method that computes beside it."""
     if isinstance(cache, SlimCache):
@@ -209,7 +142,7 @@ def prefill_cost(config: Any, cache: Cache, length: int) -> dict[str, float]:
         tokens = [length] * config.num_hidden_layers
     else:
         return {}
-    return {"prefill_tflop": prefill_flops(config, tokens) / 1e12}
+    return {"prefill_tflop": causal_lm.prefill_flops(config, tokens) / 1e12}
 
 
 def kv_counts(cache: Cache) -> dict[str, float]:

@@ -2,31 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-
-
-@dataclass
-class Tap:
-    """Takes the rotated queries and keys out of one layer's attention."""
-
-    query: Float[Tensor, "r h n d"] = field(init=False)
-    keys: Float[Tensor, "r g n d"] = field(init=False)
-
-
-def tapped(attention: Any) -> Any:
-    """`attention` that also fills the `tap` it is given."""
-
-    def attend(module, query, key, value, attention_mask, *, tap: Tap | None = None, **kwargs):
-        if tap is not None:
-            tap.query, tap.keys = query, key
-        return attention(module, query, key, value, attention_mask, **kwargs)
-
-    return attend
 
 
 @dataclass

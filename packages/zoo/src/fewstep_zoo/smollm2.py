@@ -7,9 +7,10 @@ import os
 import shutil
 from pathlib import Path
 
-from fewstep.assets import Asset, cache_folder
+from fewstep.contract import Loaded
+from fewstep.data.assets import Asset, cache_folder
 from fewstep.errors import AssetMissing, BadFileError
-from fewstep.loaders import Loaded, from_folder
+from fewstep.loaders import from_folder
 from filelock import FileLock
 
 NAME = "smollm2-135m"

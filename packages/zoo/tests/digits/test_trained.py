@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from fewstep import BadFileError, UnsupportedModelError, load
-from fewstep.testing import tiny
+from fewstep.families import wan
 from fewstep_zoo.digits import clips, measures, model
 from fewstep_zoo.digits import load as trained
 from fewstep_zoo.digits.task import MovingDigits, TimeToQuality, assess
@@ -67,7 +67,7 @@ def test_a_seed_gives_the_same_clips(teacher):
 
 def test_another_model_is_refused():
     with pytest.raises(UnsupportedModelError, match="needs digits-wan"):
-        MovingDigits(clips=2).run(trained.Loaded(model=tiny.wan_pipeline(), name="tiny"), generator())
+        MovingDigits(clips=2).run(trained.Loaded(model=wan.tiny_pipeline(), name="tiny"), generator())
 
 
 @pytest.mark.parametrize("fields", [{"clips": 1}, {"batch": 0}, {"steps": 0}, {"show": 0}])

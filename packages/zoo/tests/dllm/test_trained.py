@@ -10,11 +10,11 @@ import pytest
 import torch
 from fewstep import load
 from fewstep.testing.objective import ObjectiveCase, ObjectiveSuite
+from fewstep.train.dry_run import dry_run
 from fewstep.train.objective import Batch
 from fewstep.train.parallel import World
-from fewstep.train.plan import plan
+from fewstep.train.reporter import NullReporter
 from fewstep.train.run import Run
-from fewstep.train.watch import Silent
 from fewstep_zoo.dllm import model, quality, text
 from fewstep_zoo.dllm.quality import pieces
 from fewstep_zoo.dllm.recipes import Tiny
@@ -52,7 +52,7 @@ def test_it_is_worth_what_the_readme_says_on_text_it_never_saw(tiny, ngrams, kin
 
 
 def test_two_steps_give_a_folder_that_loads(tmp_path: Path):
-    folder = Run(Tiny(**SMALL), tmp_path / "run", World(), Silent()).train()
+    folder = Run(Tiny(**SMALL), tmp_path / "run", World(), NullReporter()).train()
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     loaded = load(str(folder))
     assert loaded.model.config.diffusion == "llada" and loaded.processor("é").input_ids == [0xC3, 0xA9]
@@ -62,7 +62,7 @@ def test_two_steps_give_a_folder_that_loads(tmp_path: Path):
 
 
 def test_a_plan_needs_no_training():
-    (counts,) = plan(Tiny()).roles.values()
+    (counts,) = dry_run(Tiny()).roles.values()
     assert counts[0] == counts[1] > 100_000
 
 
@@ -85,6 +85,6 @@ class TestMaskedDiffusion(ObjectiveSuite):
         def batch(seed: int) -> Batch:
             generator, shared = (torch.Generator().manual_seed(seed) for _ in range(2))
             cond, clean = job.data.draw(2, generator)
-            return Batch(cond=cond, uncond=None, clean=clean, shape=(32,), generator=generator, shared=shared)
+            return Batch(cond=cond, uncond=None, x0=clean, shape=(32,), generator=generator, shared=shared)
 
         return ObjectiveCase(objective=job.objective, batch=batch)

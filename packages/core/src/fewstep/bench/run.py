@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..loaders import Loaded
+from ..contract import Loaded
 from ..method import Method
 from . import gate, timing
 from .record import Measured, Named, config, make_rows, measured, origin, plain, write_samples

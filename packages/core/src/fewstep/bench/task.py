@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     import torch
 
-    from ..loaders import Loaded
+    from ..contract import Loaded
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,9 @@ from typing import Any, Literal
 from .. import hub, plugins
 from ..bench.settings import available_cores
 from ..cards import Card
+from ..contract import Loaded
 from ..errors import FewstepError
-from ..loaders import Loaded, load
+from ..loaders import load
 from ..method import Method
 from .flags import Group, peek
 

@@ -13,10 +13,10 @@ LINES = 100
 class Lines:
     """A line for some of the steps and for everything else."""
 
-    def step(self, done: int, total: int, figures: dict[str, float]) -> None:
+    def step(self, done: int, total: int, metrics: dict[str, float]) -> None:
         """Print the first step, the last, and about a hundred between them."""
         if done in (1, total) or done % max(1, total // LINES) == 0:
-            print(f"[{done}/{total}] {_losses(figures)}", flush=True)
+            print(f"[{done}/{total}] {_losses(metrics)}", flush=True)
 
     def say(self, text: str) -> None:
         """Print `text`."""
@@ -34,9 +34,9 @@ class Bar:
         self.progress = Progress(*shown, TextColumn("{task.fields[losses]}"), refresh_per_second=2)
         self.bar = self.progress.add_task(title, total=None, losses="")
 
-    def step(self, done: int, total: int, figures: dict[str, float]) -> None:
+    def step(self, done: int, total: int, metrics: dict[str, float]) -> None:
         """Move the bar."""
-        self.progress.update(self.bar, completed=done, total=total, losses=_losses(figures))
+        self.progress.update(self.bar, completed=done, total=total, losses=_losses(metrics))
 
     def say(self, text: str) -> None:
         """Print `text` above the bar."""
@@ -54,6 +54,6 @@ def following(title: str) -> Iterator[Lines | Bar]:
         yield bar
 
 
-def _losses(figures: dict[str, float]) -> str:
+def _losses(metrics: dict[str, float]) -> str:
     hidden = ("/exit", "/gradient")
-    return ", ".join(f"{name} {value:.4g}" for name, value in figures.items() if not name.endswith(hidden))
+    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if not name.endswith(hidden))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..bench.rows import DENSE, read
-from ..cards import Card
+from ..cards import Card, import_target
 from ..errors import BadFileError, FewstepError
 from .bench import show_rows
 from .listing import KINDS
@@ -44,11 +44,11 @@ def show(words: list[str]) -> int:
 
 
 def _describe(card: Card, folder: Path) -> int:
-    """Print what the method ``card`` says of the model in `folder`; see `model_config` for what it is given."""
-    describe = getattr(card.load(), "describe", None)
-    if describe is None:
+    """Print what the card's `Describer` tells of the model in `folder`."""
+    if card.show is None:
         raise FewstepError(f"{card.name} says nothing about single models; leave --model out")
-    show_table(f"{card.name} on {folder}", ("", "found"), describe(model_config(folder), folder))
+    describe = import_target(card.show)
+    show_table(f"{card.name} on {folder}", ("", "finding"), describe(model_config(folder), folder))
     return 0
 
 
@@ -68,7 +68,7 @@ def model_config(folder: Path) -> Any:
     try:
         from transformers import AutoConfig
 
-        return AutoConfig.from_pretrained(folder, local_files_only=True)
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (ImportError, ValueError, KeyError):  # a model type that the installed transformers does not have
         return plain
 

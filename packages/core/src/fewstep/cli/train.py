@@ -17,7 +17,7 @@ from .progress import following
 from .table import show_table
 
 if TYPE_CHECKING:
-    from ..train.plan import Plan
+    from ..train.dry_run import DryRun
     from ..train.recipe import Recipe
 
 
@@ -30,7 +30,7 @@ class TrainOptions:
     """Where a run lives, and on what."""
 
     out: Path | None = None
-    """Folder of the run: settings, log, checkpoints, sample sheets and the student; default: runs/NAME."""
+    """Folder of the run: settings, log, checkpoints, sample grids and the student; default: runs/NAME."""
     resume: bool = False
     """Go on from the last checkpoint in that folder; without one, start."""
     dry_run: bool = False
@@ -48,9 +48,9 @@ def train(words: list[str]) -> int:
     groups = [Group("run", TrainOptions), recipe_group(card)]
     options, recipe = parse(f"fewstep train {card.name}", card.summary, words, groups)
     if options.dry_run:
-        from ..train.plan import plan
+        from ..train.dry_run import dry_run
 
-        show_plan(card.name, recipe, plan(recipe))
+        show_dry_run(card.name, recipe, dry_run(recipe))
         return 0
     return _run(card.name, recipe, options)
 
@@ -70,39 +70,39 @@ def _run(name: str, recipe: Recipe, options: TrainOptions) -> int:
     from ..train.run import Run
 
     if options.threads < 1:
-        raise ValueError(f"--threads must be at least 1, found {options.threads}")
+        raise ValueError(f"--threads must be at least 1, estimate {options.threads}")
     torch.set_num_threads(options.threads)
     world = parallel.join(chosen_device(options.device))
     try:
-        with following(f"training {name}") as watch:
-            Run(recipe, options.out or Path("runs") / name, world, watch, name).train(resume=options.resume)
+        with following(f"training {name}") as reporter:
+            Run(recipe, options.out or Path("runs") / name, world, reporter, name).train(resume=options.resume)
     finally:
         parallel.leave()
     return 0
 
 
-def show_plan(name: str, recipe: Recipe, found: Plan) -> None:
-    """Print a plan as tables."""
-    from ..train.plan import RANKS
+def show_dry_run(name: str, recipe: Recipe, estimate: DryRun) -> None:
+    """Print the estimates of a dry run as tables."""
+    from ..train.dry_run import RANKS
 
-    roles = [(role, f"{total:,}", f"{trained:,}") for role, (total, trained) in found.roles.items()]
+    roles = [(role, f"{total:,}", f"{trained:,}") for role, (total, trained) in estimate.roles.items()]
     show_table(f"parameters of {name}", ("role", "all", "trained"), roles)
     lines = [
-        (variant.name, *(f"{variant.bytes(ranks) / 2**30:.1f} GiB" for ranks in RANKS)) for variant in found.variants
+        (variant.name, *(f"{variant.bytes(ranks) / 2**30:.1f} GiB" for ranks in RANKS)) for variant in estimate.variants
     ]
     title = f"memory of each rank, micro-batch of {recipe.batch}, {recipe.precision}"
     show_table(title, ("what is trained", *(f"{ranks} GPU{'s' * (ranks > 1)}" for ranks in RANKS)), lines)
-    for line in _summary(recipe, found):
+    for line in _summary(recipe, estimate):
         print(line)
 
 
-def _summary(recipe: Recipe, found: Plan) -> list[str]:
-    latent = "x".join(map(str, found.latent))
+def _summary(recipe: Recipe, estimate: DryRun) -> list[str]:
+    latent = "x".join(map(str, estimate.latent))
     saved = f"every {recipe.save_every} steps a checkpoint (the last two are kept)"
-    sheets = f", every {recipe.sample_every} a sample sheet" if recipe.sample_every else ""
+    grids = f", every {recipe.sample_every} a sample grid" if recipe.sample_every else ""
     return [
         f"latents of {latent}; {recipe.batch} x {recipe.accumulate} samples a phase on each rank",
-        f"{recipe.steps} steps; {saved}{sheets}",
+        f"{recipe.steps} steps; {saved}{grids}",
         f"at the end: {recipe.what_is_saved()}",
         "memory counts weights, gradients, moments, averages and activations; not text encoder and VAE",
     ]

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from ..bench.task import Outcome, Task
+from ..contract import Loaded
 from ..errors import FewstepError
-from ..loaders import Loaded
 from ..train.loop import Loop
 from ..train.parallel import World
 from ..train.recipe import Recipe
@@ -48,7 +48,7 @@ class Trainee:
             with contextlib.ExitStack() as stack:
                 stack.enter_context(torch.random.fork_rng(devices=[]))
                 stack.enter_context(self.loop.ema.applied() if self.loop.ema else contextlib.nullcontext())
-                stack.enter_context(self.loop.roles.main.playing())
+                stack.enter_context(self.loop.roles.main.use_adapter())
                 if method is not None:
                     stack.enter_context(method.apply(pipe))
                 return score(task, pipe, name, seed)

@@ -64,7 +64,7 @@ class ObjectiveSuite:
             for role in case.objective.phases(case.step):
                 batch = case.batch(seed)
                 parts = case.objective.losses(role, batch, case.step)
-                found.setdefault(role, set()).add((frozenset(parts), frozenset(batch.figures)))
+                found.setdefault(role, set()).add((frozenset(parts), frozenset(batch.metrics)))
         assert all(len(names) == 1 for names in found.values()), found
 
     def test_only_the_updated_role_gets_a_gradient(self, case: ObjectiveCase):

@@ -20,7 +20,7 @@ def add(network: Any, names: Sequence[str], *, rank: int, alpha: float, targets:
     from peft import LoraConfig
 
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are what we want
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are meant
         torch.manual_seed(seed)
         for name in names:
             network.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets)), adapter_name=name)
@@ -32,17 +32,17 @@ def add(network: Any, names: Sequence[str], *, rank: int, alpha: float, targets:
 
 
 def is_adapter(name: str) -> bool:
-    """Is this the name of a weight of some adapter?"""
+    """True for the name of a weight of some adapter."""
     return ".lora_" in name
 
 
 def belongs(name: str, adapter: str) -> bool:
-    """Is this the name of a weight of `adapter`?"""
+    """True for the name of a weight of `adapter`."""
     return is_adapter(name) and f".{adapter}." in name
 
 
 def layers(network: nn.Module) -> list[Any]:
-    """The layers of `network` that hold adapters."""
+    """Return the layers of `network` that hold adapters."""
     if not getattr(network, "peft_config", None):
         return []
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -65,16 +65,16 @@ def using(layers: Sequence[Any], adapter: str | None) -> Iterator[None]:
 
 
 def checkpointed(network: nn.Module) -> Callable[..., Any]:
-    """What recomputes a block in the backward pass, with the adapter that its forward pass had."""
-    found = layers(network)
+    """Make a function that recomputes a block in the backward pass, with the adapter of its forward pass."""
+    adapted = layers(network)
 
     def run(block: nn.Module, *args: Any) -> Any:
         adapter = None
-        if found and not found[0]._disable_adapters:
-            adapter = found[0]._active_adapter[0]
+        if adapted and not adapted[0]._disable_adapters:
+            adapter = adapted[0]._active_adapter[0]
 
         def again(*inputs: Any) -> Any:
-            with using(found, adapter):
+            with using(adapted, adapter):
                 return block(*inputs)
 
         return torch.utils.checkpoint.checkpoint(again, *args, use_reentrant=False)

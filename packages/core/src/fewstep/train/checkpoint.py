@@ -1,4 +1,4 @@
-"""Checkpoints: complete or not there. Safetensors for one process, torch DCP (in safetensors files) for shards."""
+"""Checkpoints, written atomically: safetensors for one process, torch DCP (in safetensors files) for shards."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributed import checkpoint as dcp
 
 from ..errors import BadFileError, FewstepError
-from .parallel import World, anywhere, barrier
+from .parallel import World, any_rank, barrier
 
 Tensors = Mapping[str, Mapping[str, Tensor]]
 """Everything a run needs to go on, by part and name: ``{"student": {"proj.weight": ...}, "student.ema": ...}``."""
@@ -32,32 +32,32 @@ class Checkpoints:
     folder: Path
     world: World
     sharded: bool = False
-    """Every rank writes its own shards, by torch DCP; otherwise the first rank writes everything."""
+    """Every rank writes its own shards, by torch DCP; otherwise the main rank writes everything."""
     keep: int = 2
-    """How many stay."""
+    """Number of checkpoints that are kept."""
 
     def newest(self) -> Path | None:
-        """The last complete checkpoint."""
+        """Return the last complete checkpoint, or None."""
         return max(self._complete(), default=None)
 
     def clean(self) -> None:
         """Remove what a killed process left half-written or half-removed; before the first save."""
-        if self.world.first:
+        if self.world.is_main:
             for left in self.folder.glob(".step-*"):
                 shutil.rmtree(left)
         barrier()
 
     def save(self, step: int, tensors: Tensors, state: dict[str, Any]) -> Path:
-        """Write a checkpoint beside the others, then make it appear at once, then let go of the oldest.
+        """Write the checkpoint atomically, then delete old ones.
 
         Raises:
             FewstepError: it cannot be written (full disk); what was there before is there still.
         """
         final = self.folder / f"step-{step:08d}"
         part = self.folder / f".{final.name}.part"
-        self._together(lambda: _empty(part) if self.world.first else None, final)
+        self._together(lambda: _empty(part) if self.world.is_main else None, final)
         self._together(lambda: self._write(part, tensors, state), final, part)
-        self._together(lambda: self._publish(part, final) if self.world.first else None, final, part)
+        self._together(lambda: self._publish(part, final) if self.world.is_main else None, final, part)
         return final
 
     def load(self, path: Path, tensors: Tensors) -> dict[str, Any]:
@@ -82,12 +82,12 @@ class Checkpoints:
         if self.sharded:
             writer = dcp.HuggingFaceStorageWriter(str(part / SHARDS), save_distributed=True)
             dcp.save(_flat(tensors), storage_writer=writer)
-        elif self.world.first:
+        elif self.world.is_main:
             for name, values in tensors.items():
                 plain = {key: value.detach().cpu().contiguous() for key, value in values.items()}
                 save_file(plain, part / f"{name}.safetensors")
         save_file(_generators(), part / f"generators-{self.world.rank}.safetensors")
-        if self.world.first:
+        if self.world.is_main:
             (part / STATE).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
 
     def _publish(self, part: Path, final: Path) -> None:
@@ -104,15 +104,15 @@ class Checkpoints:
         return [path for path in self.folder.glob("step-*") if (path / STATE).is_file()]
 
     def _together(self, work: Callable[[], None], final: Path, part: Path | None = None) -> None:
-        """Do it on all ranks, and fail on all ranks where it fails on one."""
+        """Run `work` on all ranks, and fail on all where it fails on one."""
         error: BaseException | None = None
         try:
             work()
         except _FAILURES as failure:
             error = failure
-        if not anywhere(error is not None):
+        if not any_rank(error is not None):
             return
-        if part is not None and self.world.first:
+        if part is not None and self.world.is_main:
             shutil.rmtree(part, ignore_errors=True)
         barrier()
         kept = self.newest()
@@ -124,7 +124,7 @@ class Checkpoints:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """What `Checkpoints.save` was given as state.
+    """Read the state that `Checkpoints.save` was given.
 
     Raises:
         BadFileError: it is missing or damaged.

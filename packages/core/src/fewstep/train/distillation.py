@@ -1,8 +1,9 @@
-"""Recipes that distil a Wan model into a few-step student, from prompts alone."""
+"""Recipes that distil a flow-matching model into a few-step student, from prompts alone."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,14 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ..errors import FewstepError, UnsupportedModelError
+from .. import families, plugins
+from ..data.images import sample_grid
+from ..errors import FewstepError
 from ..flow import ScoreTime, StepGrid
 from ..loaders import load
 from ..method import Method
-from . import wan
 from .dmd2 import DMD2
-from .objective import Objective, UpdateSchedule
+from .objective import MetaData, Objective, UpdateSchedule
 from .optim import AdamW
 from .parallel import World
 from .prompts import embedded, read_prompts
@@ -28,16 +30,16 @@ from .rollout import sample
 
 @dataclass(frozen=True, kw_only=True)
 class Distillation(Recipe):
-    """Student and critic begin as the teacher; methods say in `objective` what is minimised."""
+    """Distillation of a teacher into student and critic that begin as its copies; methods override `objective`."""
 
     teacher: str
-    """A Wan pipeline: a name from `fewstep list`, a local folder, or a hub id."""
+    """Pipeline to distil: a name from `fewstep list`, a local folder, or a hub id."""
     prompts: Path
     """Text file with one prompt on each line; embedded once and kept in the cache."""
-    negative: str = wan.NEGATIVE
-    """Prompt that the teacher's guidance leads away from."""
+    negative: str | None = None
+    """Prompt that the teacher's guidance leads away from; None takes the one that its family was released with."""
     tokens: int = 512
-    """Rows of a prompt embedding; WanPipeline pads to 512."""
+    """Rows of a prompt embedding; the usual pipelines pad to 512."""
     frames: int = 81
     """Frames of a video."""
     height: int = 480
@@ -59,7 +61,7 @@ class Distillation(Recipe):
     critic_updates: int = 5
     """Critic updates for each student update."""
     count: Literal["student", "critic"] = "student"
-    """Whose updates a step counts."""
+    """Role whose updates a step counts."""
     student: AdamW = AdamW(lr=2e-6)
     """Optimiser of the student."""
     critic: AdamW = AdamW(lr=4e-7)
@@ -68,10 +70,10 @@ class Distillation(Recipe):
     """Train LoRA adapters of this rank on one base; 0 trains all weights of two copies."""
     lora_alpha: float = 64.0
     """Adapters are scaled by alpha / rank."""
-    lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
-    """Endings of the names of the layers that get adapters."""
+    lora_targets: tuple[str, ...] = ()
+    """Endings of the names of the layers that get adapters; empty takes those of the teacher's family."""
     show: int = free(4)
-    """Prompts on a sample sheet."""
+    """Prompts on a sample grid."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -95,11 +97,11 @@ class Distillation(Recipe):
         return UpdateSchedule(self.critic_updates, self.count)
 
     def objective(self, roles: Roles) -> Objective:
-        """What is minimised; DMD2 unless a method overrides it."""
+        """Objective of this run; DMD2 unless a method overrides it."""
         return DMD2(**self.shared(roles))
 
     def shared(self, roles: Roles) -> dict[str, Any]:
-        """What every objective on these roles and levels is given."""
+        """Arguments that every objective on these roles and levels is given."""
         return {
             "roles": roles,
             "grid": self.grid,
@@ -119,25 +121,26 @@ class Distillation(Recipe):
     def build(self, world: World) -> Job:
         lines = read_prompts(self.prompts)
         pipe = load(self.teacher).model
-        network: Any = getattr(pipe, "transformer", None)
-        if type(network).__name__ != "WanTransformer3DModel":
-            found = type(network or pipe).__name__
-            raise UnsupportedModelError(f"{self.teacher} has a {found}; this recipe distils a WanTransformer3DModel")
-        shape = wan.of_pipeline(pipe).latent(self.frames, self.height, self.width)
-        data = embedded(pipe, self.teacher, lines, self.negative, tokens=self.tokens, shape=shape, world=world)
+        family = families.of(pipe)
+        network = family.check(pipe)
+        shape = family.architecture(pipe).latent(self.frames, self.height, self.width)
+        negative = family.NEGATIVE if self.negative is None else self.negative
+        data = embedded(pipe, self.teacher, lines, negative, tokens=self.tokens, shape=shape, world=world)
         return Job(objective=self.objective(self._roles(network)), data=data, pipe=pipe)
 
     def skeleton(self) -> Job:
-        sizes = wan.architecture(self.teacher)
-        shape = sizes.latent(self.frames, self.height, self.width)
-        width = sizes.transformer.get("text_dim", 4096)
-        return Job(objective=self.objective(self._roles(sizes.empty())), data=Sizes(shape, self.tokens, width))
+        sizes = architecture(self.teacher)
+        data = MetaData(
+            sizes.latent(self.frames, self.height, self.width), cond=(self.tokens, sizes.text_width), uncond=True
+        )
+        return Job(objective=self.objective(self._roles(sizes.meta_network())), data=data)
 
     def _roles(self, network: nn.Module) -> Roles:
-        """Roles with trained weights in float32, and frozen ones in the precision of the recipe."""
+        """Make roles with trained weights in float32, and frozen ones in the precision of the recipe."""
         if self.lora_rank:
             _lower(network, self.precision)
-            rank, alpha, targets = self.lora_rank, self.lora_alpha, self.lora_targets
+            rank, alpha = self.lora_rank, self.lora_alpha
+            targets = self.lora_targets or families.of(network).LORA_TARGETS
             return lora_roles(network, rank=rank, alpha=alpha, targets=targets, seed=self.seed)
         roles = full_roles(network)
         _lower(roles.teacher.network, self.precision)
@@ -146,14 +149,14 @@ class Distillation(Recipe):
     def method(self) -> Method | None:
         raise FewstepError(f"{type(self).__name__} names no method that runs its students; packages like sgmd do")
 
-    def sheet(self, job: Job) -> Any:
+    def sample_grid(self, job: Job) -> Any:
         data: Any = job.data
         device = next(job.objective.roles.student.network.parameters()).device
         cond = data.take(range(self.show)).to(device)
         start = torch.randn(self.show, *data.shape, generator=torch.Generator().manual_seed(self.seed)).to(device)
         latents = sample(job.objective.roles.student, self.grid, cond, start)
-        videos = wan.decode(job.pipe, latents)
-        return wan.sheet(videos, scale=max(1, 64 // videos.shape[-2]))
+        videos = families.of(job.pipe).decode(job.pipe, latents)
+        return sample_grid(videos, scale=max(1, 64 // videos.shape[-2]))
 
     def finish(self, job: Job, network: Any, folder: Path) -> None:
         """A pipeline folder, or with LoRA the adapter; both with the scheduler that runs the student's steps."""
@@ -163,7 +166,7 @@ class Distillation(Recipe):
             pipe.transformer, pipe.scheduler = network, scheduler
             for part in (pipe, network, pipe.vae):
                 if part is not None:
-                    part.register_to_config(_name_or_path="")  # where the teacher lay on this machine
+                    part.register_to_config(_name_or_path="")  # the folder of the teacher on this machine
             pipe.save_pretrained(folder, max_shard_size="1TB")  # one file for each network, whatever its size
             return
         from peft import get_peft_model_state_dict
@@ -184,19 +187,28 @@ class DMD2Recipe(Distillation):
     """DMD2: five critic updates for each student update."""
 
 
-class Sizes:
-    """Data on the meta device, for plans."""
+def architecture(name: str) -> families.Architecture:
+    """Sizes of a model by hub id, local folder or loader, without downloading anything.
 
-    def __init__(self, shape: tuple[int, ...], tokens: int, width: int) -> None:
-        self.shape, self.tokens, self.width = shape, tokens, width
-        self.uncond = torch.empty(1, tokens, width, device="meta")
-
-    def draw(self, size: int, generator: torch.Generator) -> tuple[torch.Tensor, None]:
-        return torch.empty(size, self.tokens, self.width, device="meta"), None
+    Raises:
+        FewstepError: its sizes are not known here.
+    """
+    known = {hub_id: sizes for family in families.denoisers() for hub_id, sizes in family.KNOWN.items()}
+    if name in known:
+        return known[name]
+    index = Path(name).expanduser() / "model_index.json"
+    if index.is_file():
+        kind = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
+        if kind in families.BY_CLASS:
+            return families.by_name(families.BY_CLASS[kind]).architecture_of_folder(index.parent)
+    if name in plugins.loaders():
+        pipe = load(name).model
+        return families.of(pipe).architecture(pipe)
+    raise FewstepError(f"the sizes of {name!r} are not known: a plan needs a local folder or one of {', '.join(known)}")
 
 
 def _lower(network: nn.Module, precision: str) -> None:
-    """Cast weights to half precision, but not those that the model wants in float32."""
+    """Cast weights to half precision, but not those that the model keeps in float32."""
     if precision == "float32":
         return
     keep = set(getattr(network, "_keep_in_fp32_modules", None) or ())

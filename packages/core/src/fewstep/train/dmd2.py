@@ -16,11 +16,11 @@ from .rollout import Rollout, draw_exit, rollout
 
 
 def dmd_gradient(x: Latent, critic: Latent, teacher: Latent) -> Latent:
-    """Direction in which the student's sample is moved (DMD2, arXiv 2405.14867; normaliser of DMD, eq. 8).
+    """Compute the direction in which the student's sample is moved (DMD2, arXiv 2405.14867; normaliser of DMD, eq. 8).
 
         g = (u - T) / n        n = mean over all dimensions of a sample of |x - T|
 
-    with the clean predictions ``u`` of the critic and ``T`` of the guided teacher at one noise level. Where ``n`` is
+    with the x0 predictions ``u`` of the critic and ``T`` of the guided teacher at one noise level. Where ``n`` is
     zero the direction is zero. No gradient.
     """
     with torch.no_grad():
@@ -61,31 +61,31 @@ class DMD2:
 
     def student_losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Move the samples along `dmd_gradient`; both networks are asked about the same noised samples."""
-        taken = self.rollout(batch, grad=True)
+        sample = self.rollout(batch, grad=True)
         sigma, eps = self.score_time.sample(len(batch), batch.generator), batch.normal()
         with torch.no_grad():
-            noisy = flow.noise(taken.x, eps, sigma)
-            critic = self.roles.critic.clean(noisy, sigma, batch.cond)
-            direction = dmd_gradient(taken.x, critic, self.teacher_clean(noisy, sigma, batch))
-        return {"dmd": dmd_loss(taken.x, direction)}
+            noisy = flow.noise(sample.x, eps, sigma)
+            critic = self.roles.critic.x0(noisy, sigma, batch.cond)
+            direction = dmd_gradient(sample.x, critic, self.teacher_x0(noisy, sigma, batch))
+        return {"dmd": dmd_loss(sample.x, direction)}
 
     def critic_losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Ordinary denoising of fresh samples of the student: ``mean (v - (eps - x))^2``."""
-        taken = self.rollout(batch, grad=False)
+        sample = self.rollout(batch, grad=False)
         sigma, eps = self.score_time.sample(len(batch), batch.generator), batch.normal()
-        found = self.roles.critic.velocity(flow.noise(taken.x, eps, sigma), sigma, batch.cond)
-        return {"velocity": (found - flow.velocity(taken.x, eps)).square().mean()}
+        predicted = self.roles.critic.velocity(flow.noise(sample.x, eps, sigma), sigma, batch.cond)
+        return {"velocity": (predicted - flow.velocity(sample.x, eps)).square().mean()}
 
     def rollout(self, batch: Batch, *, grad: bool, first: int = 0) -> Rollout:
         """A sample of the student with an exit index of its own, from ``first..K-1``."""
         exit = draw_exit(self.grid, batch.shared, first)
-        batch.figures["exit"] = float(exit)
+        batch.metrics["exit"] = float(exit)
         start = batch.normal()
         student = self.roles.student
         return rollout(student, self.grid, batch.cond, start, exit, grad=grad, eta=self.eta, generator=batch.generator)
 
     @torch.no_grad()
-    def teacher_clean(self, noisy: Latent, sigma: Tensor, batch: Batch) -> Latent:
-        """Clean prediction of the guided teacher, without gradient to anything."""
+    def teacher_x0(self, noisy: Latent, sigma: Tensor, batch: Batch) -> Latent:
+        """Predict x0 by the guided teacher, without gradient to anything."""
         velocity = guided(self.roles.teacher, noisy.detach(), sigma, batch.cond, batch.uncond, self.guidance)
         return flow.x0_from_velocity(noisy.detach(), velocity, sigma)

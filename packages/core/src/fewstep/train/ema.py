@@ -1,4 +1,4 @@
-"""Exponential moving average of what a role trains."""
+"""Exponential moving average of the weights of a role."""
 
 from __future__ import annotations
 

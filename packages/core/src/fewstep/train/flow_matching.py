@@ -1,4 +1,4 @@
-"""Flow matching on real data: how a teacher is made."""
+"""Flow matching on real data, which makes teachers."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class FlowMatching:
         return ("student",)
 
     def losses(self, role: str, batch: Batch, step: int) -> Mapping[str, Tensor]:
-        if batch.clean is None:
+        if batch.x0 is None:
             raise ValueError("flow matching needs data with clean latents; this data has prompts only")
         size, generator = len(batch), batch.generator
         uniform = torch.rand(2, size, generator=generator, device=generator.device)
         sigma, dropped = flow.shift(uniform[0], self.shift), (uniform[1] < self.drop).to(batch.cond.device)
         cond = torch.where(dropped.view(-1, *[1] * (batch.cond.ndim - 1)), batch.uncond, batch.cond)
         eps = batch.normal()
-        found = self.roles.student.velocity(flow.noise(batch.clean, eps, sigma), sigma, cond)
-        return {"velocity": (found - flow.velocity(batch.clean, eps)).square().mean()}
+        predicted = self.roles.student.velocity(flow.noise(batch.x0, eps, sigma), sigma, cond)
+        return {"velocity": (predicted - flow.velocity(batch.x0, eps)).square().mean()}

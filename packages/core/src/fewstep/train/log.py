@@ -12,7 +12,7 @@ from ..errors import FewstepError
 
 
 class Log:
-    """``log.jsonl`` of a run; None as path logs nothing (ranks other than the first)."""
+    """``log.jsonl`` of a run; None as path logs nothing (ranks other than the main one)."""
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
@@ -48,7 +48,7 @@ def _step(line: bytes) -> float:
 
 
 class Tracker:
-    """trackio or wandb, which share their interface; ``none`` does nothing."""
+    """An experiment tracker with trackio's interface; ``none`` does nothing."""
 
     def __init__(self, name: str, project: str, settings: dict[str, Any]) -> None:
         self.module: Any = None

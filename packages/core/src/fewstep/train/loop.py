@@ -1,4 +1,4 @@
-"""The one loop: for each phase of a step, losses, backward, clip, update. It knows no paper."""
+"""The training loop: for each phase of a step, losses, backward, clip, update."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ class Loop:
         self.ema = EMA(self.roles.main, recipe.ema, recipe.ema_from) if recipe.ema else None
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """What a checkpoint holds, by part."""
-        found: dict[str, dict[str, Tensor]] = {}
+        """Tensors of a checkpoint, by part and name."""
+        parts: dict[str, dict[str, Tensor]] = {}
         for name, optimiser in self.optimisers.items():
-            found[name] = self.roles[name].state()
-            found[f"{name}.optimiser"] = optimiser_state(optimiser, self.roles[name])
-        return found | ({"average": self.ema.state()} if self.ema else {})
+            parts[name] = self.roles[name].state()
+            parts[f"{name}.optimiser"] = optimiser_state(optimiser, self.roles[name])
+        return parts | ({"average": self.ema.state()} if self.ema else {})
 
     def step(self, step: int) -> dict[str, float]:
-        """All phases of step number `step` (from 0); returns the mean of everything that was seen, by name.
+        """Run all phases of step number `step` (from 0); returns losses, gradient norms and metrics, by name.
 
         Raises:
             LossError: see there; weights and optimisers are as the last good update left them.
@@ -58,21 +58,21 @@ class Loop:
 
     def _phase(self, step: int, number: int, name: str) -> dict[str, float]:
         parts: list[Mapping[str, Tensor]] = []
-        figures: list[dict[str, Tensor | float]] = []
+        metrics: list[dict[str, Tensor | float]] = []
         with self.roles.updating(name):
             for micro in range(self.recipe.accumulate):
                 batch = self._batch(step, number, micro)
                 parts.append(self.job.objective.losses(name, batch, step))
                 (_total(parts[-1]) / self.recipe.accumulate).backward()
                 parts[-1] = {key: value.detach() for key, value in parts[-1].items()}
-                figures.append(batch.figures)
+                metrics.append(batch.metrics)
         means = self._means(parts)
         self._check(step, name, means)
         gradient = self._clip(name)
         if not math.isfinite(gradient):
             raise LossError(f"the gradient of the {name} is {gradient} in step {step + 1} ({_listed(means)})")
         self._update(name, step)
-        return {**means, "gradient": gradient, **self._figures(figures)}
+        return {**means, "gradient": gradient, **self._metric_means(metrics)}
 
     def _update(self, name: str, step: int) -> None:
         for group in self.optimisers[name].param_groups:
@@ -84,15 +84,15 @@ class Loop:
         self.updates[name] += 1
 
     def _batch(self, step: int, number: int, micro: int) -> Batch:
-        """A micro-batch whose chance depends on its number among those of all ranks, not on which rank has it."""
+        """Draw a micro-batch; its chance depends on its number among those of all ranks, not on which rank has it."""
         place = self.recipe.seed, step, number
         of_all = micro * self.world.size + self.world.rank
         device, data = self.world.device, self.job.data
-        cond, clean = data.draw(self.recipe.batch, generator("data", *place, of_all))
+        cond, x0 = data.draw(self.recipe.batch, generator("data", *place, of_all))
         return Batch(
             cond=moved(cond, device),
             uncond=moved(data.uncond, device),
-            clean=clean if clean is None else clean.to(device),
+            x0=x0 if x0 is None else x0.to(device),
             shape=data.shape,
             generator=generator("noise", *place, of_all, device=device),
             shared=generator("shared", *place),
@@ -101,16 +101,16 @@ class Loop:
 
     def _means(self, seen: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
         """Means of losses over micro-batches and ranks; a part that a micro-batch lacks counts as 0."""
-        names, found = self._table(seen, missing=0.0)
-        return dict(zip(names, parallel.mean(found.mean(0)).tolist(), strict=True)) if names else {}
+        names, table = self._table(seen, missing=0.0)
+        return dict(zip(names, parallel.mean(table.mean(0)).tolist(), strict=True)) if names else {}
 
-    def _figures(self, seen: Sequence[Mapping[str, Tensor | float]]) -> dict[str, float]:
-        """Means of figures over the micro-batches and ranks that have them; those that none has are left out."""
-        names, found = self._table(seen, missing=math.nan)
+    def _metric_means(self, seen: Sequence[Mapping[str, Tensor | float]]) -> dict[str, float]:
+        """Means of metrics over the micro-batches and ranks that have them; those that none has are left out."""
+        names, table = self._table(seen, missing=math.nan)
         if not names:
             return {}
-        known = ~found.isnan()
-        total, count = parallel.mean(torch.stack([found.where(known, 0.0).sum(0), known.float().sum(0)])).tolist()
+        known = ~table.isnan()
+        total, count = parallel.mean(torch.stack([table.where(known, 0.0).sum(0), known.float().sum(0)])).tolist()
         return {name: sums / many for name, sums, many in zip(names, total, count, strict=True) if many}
 
     def _table(self, seen: Sequence[Mapping[str, Tensor | float]], missing: float) -> tuple[list[str], Tensor]:
@@ -133,7 +133,7 @@ class Loop:
 
 
 def generator(*key: str | int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator that is seeded by what it is for, so that nothing depends on what was drawn before."""
+    """Make a generator that is seeded by its purpose, so that nothing depends on what was drawn before."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)
 
@@ -143,8 +143,8 @@ def _total(parts: Mapping[str, Tensor]) -> Tensor:
 
 
 def _number(value: Tensor | float, device: torch.device) -> Tensor:
-    found = value.detach() if isinstance(value, Tensor) else torch.tensor(value)
-    return found.to(device, torch.float32).mean()
+    number = value.detach() if isinstance(value, Tensor) else torch.tensor(value)
+    return number.to(device, torch.float32).mean()
 
 
 def _listed(means: dict[str, float]) -> str:

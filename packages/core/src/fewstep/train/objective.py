@@ -1,4 +1,4 @@
-"""`Objective`: what is minimised, for which role, in which order. `Batch`: what it is given."""
+"""`Objective`: the losses of a training method, by role and in order. `Batch`: one micro-batch for it."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class Batch:
     """Differs between micro-batches and ranks: noise, score times. On the device of the latents."""
     shared: torch.Generator
     """The same on all ranks and in all micro-batches of a phase: exit indices. On the CPU."""
-    clean: Latent | None = None
+    x0: Latent | None = None
     """Latents of real data; None where the student trains on its own samples."""
     micro: int = 0
     """Number of this micro-batch among those whose gradients are accumulated on this rank."""
-    figures: dict[str, Tensor | float] = field(default_factory=dict)
-    """What an objective writes here is logged beside the losses. The names must not depend on what was drawn, or ranks
-    would disagree on them; NaN where there is nothing to say."""
+    metrics: dict[str, Tensor | float] = field(default_factory=dict)
+    """Filled by objectives, and logged beside the losses. The names must not depend on what was drawn, or ranks would
+    disagree on them; NaN where there is nothing to say."""
 
     def __len__(self) -> int:
         return first_tensor(self.cond).shape[0]
@@ -48,7 +48,7 @@ class Batch:
 
 
 class Data(Protocol):
-    """Where conditions, and for some objectives clean latents, come from."""
+    """Source of conditions, and for some objectives of clean latents."""
 
     shape: tuple[int, ...]
     """Of one latent: ``(C, F, H, W)``."""
@@ -59,6 +59,29 @@ class Data(Protocol):
 
     def draw(self, size: int, generator: torch.Generator) -> tuple[Any, Latent | None]:
         """Conditions ``[size, T, d]`` and clean latents, or None for them; all chance comes from `generator` (CPU)."""
+
+
+class MetaData:
+    """Data on the meta device, for dry runs: shapes without numbers."""
+
+    def __init__(
+        self, shape: tuple[int, ...], *, cond: tuple[int, ...] = (), uncond: bool = False, x0: bool = False
+    ) -> None:
+        """Describe the data.
+
+        Args:
+            shape: of one latent.
+            cond: shape of the condition of one sample.
+            uncond: there is a condition without a prompt, of the same shape.
+            x0: there are clean latents too.
+        """
+        self.shape, self.cond, self.x0 = shape, cond, x0
+        self.uncond = torch.empty(1, *cond, device="meta") if uncond else None
+
+    def draw(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """Conditions ``[size, *cond]``, and latents ``[size, *shape]`` where there are any."""
+        x0 = torch.empty(size, *self.shape, device="meta") if self.x0 else None
+        return torch.empty(size, *self.cond, device="meta"), x0
 
 
 class Objective(Protocol):
@@ -77,13 +100,13 @@ class Objective(Protocol):
     def losses(self, role: str, batch: Batch, step: int) -> Mapping[str, Tensor]:
         """Named parts whose sum is minimised for `role`; the other roles' weights get no gradient from it.
 
-        Every phase has a batch of its own. Parts that are only to be seen go to ``batch.figures``.
+        Every phase has a batch of its own. Numbers that are only to be seen go to ``batch.metrics``.
         """
 
 
 @dataclass(frozen=True)
 class UpdateSchedule:
-    """How often critic and student are updated.
+    """Ratio of critic updates to student updates, and the order in a step.
 
     LightX2V counts student updates: a step is one of the student and then `critic` of the critic. Self-Forcing and
     Salt count critic updates: each step is one of the critic, and every `critic`-th step (the first among them)

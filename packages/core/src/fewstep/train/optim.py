@@ -1,4 +1,4 @@
-"""Optimiser settings of one role, and the optimiser they make."""
+"""Optimisers of one role: AdamW, and Muon for matrices."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class AdamW:
         falling = 0.5 * (1 + math.cos(math.pi * step / steps)) if self.schedule == "cosine" else 1.0
         return self.lr * rising * falling
 
-    def make(self, role: Role) -> torch.optim.Optimizer | Both:
-        """An optimiser of what `role` trains, with its moments there already: the names in checkpoints never change."""
+    def make(self, role: Role) -> torch.optim.Optimizer | OptimizerPair:
+        """Make the optimiser of a role, with its moments there already: the names in checkpoints never change."""
         weights = role.parameters()
         return self._adamw(weights, fused=not any(isinstance(weight, DTensor) for weight in weights))
 
@@ -68,7 +68,7 @@ class Muon(AdamW):
     momentum: float = 0.95
     """Decay of the momentum of the matrices, Nesterov's."""
 
-    def make(self, role: Role) -> Both:
+    def make(self, role: Role) -> OptimizerPair:
         """See `AdamW.make`.
 
         Raises:
@@ -91,10 +91,10 @@ class Muon(AdamW):
         views: dict[Tensor, Tensor] = {
             named[name]: matrix for name, matrix in matrices.items() if matrix is not named[name]
         }
-        return Both(muon, self._adamw(rest, fused=True), views=views)
+        return OptimizerPair(muon, self._adamw(rest, fused=True), views=views)
 
 
-class Both:
+class OptimizerPair:
     """Two optimisers as one. `views`: kernels, and the matrices on the same memory that stand for them."""
 
     def __init__(self, *parts: torch.optim.Optimizer, views: Mapping[Tensor, Tensor] | None = None) -> None:
@@ -104,7 +104,7 @@ class Both:
         self.state |= {kernel: self.state[matrix] for kernel, matrix in self.views.items()}
 
     def step(self) -> None:
-        """A step of each."""
+        """Make a step of each."""
         for kernel, matrix in self.views.items():
             matrix.grad = None if kernel.grad is None else kernel.grad.reshape(matrix.shape)
         for part in self.parts:
@@ -120,11 +120,11 @@ def _matrix(weight: Tensor) -> Tensor:
 
 
 def _repeated(name: str) -> bool:
-    """Whether a weight belongs to one of a list of layers: ``blocks.3.ffn.net.2.weight``."""
+    """True for a weight of one of a list of layers: ``blocks.3.ffn.net.2.weight``."""
     return any(part.isdigit() for part in name.split("."))
 
 
-def optimiser_state(optimiser: torch.optim.Optimizer | Both, role: Role) -> dict[str, Tensor]:
+def optimiser_state(optimiser: torch.optim.Optimizer | OptimizerPair, role: Role) -> dict[str, Tensor]:
     """The tensors of an optimiser by the names of the weights they belong to: ``proj.weight/exp_avg``."""
     return {
         f"{name}/{kind}": value

@@ -1,4 +1,4 @@
-"""Several processes: who we are, what all must agree on, and whose gradients are averaged."""
+"""Processes of one run: rank and device, and what they exchange."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class World:
     device: torch.device = torch.device("cpu")
 
     @property
-    def first(self) -> bool:
-        """The one process that writes logs and prints."""
+    def is_main(self) -> bool:
+        """True in the one process that writes logs and prints."""
         return self.rank == 0
 
 
@@ -44,8 +44,8 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def alone() -> bool:
-    """Is there no other process?"""
+def is_single() -> bool:
+    """True where there is no other process."""
     return not dist.is_initialized() or dist.get_world_size() == 1
 
 
@@ -53,18 +53,18 @@ def _device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
 
 
-def agree(value: int) -> int:
-    """The number that rank 0 has, on every rank."""
-    if alone():
+def broadcast(value: int) -> int:
+    """Return the number that rank 0 has, on every rank."""
+    if is_single():
         return value
     shared = torch.tensor(value, device=_device())
     dist.broadcast(shared, 0)
     return int(shared)
 
 
-def anywhere(flag: bool) -> bool:
-    """Is this true on any rank?"""
-    if alone():
+def any_rank(flag: bool) -> bool:
+    """Return, on every rank, whether `flag` is true on any."""
+    if is_single():
         return flag
     shared = torch.tensor(int(flag), device=_device())
     dist.all_reduce(shared, dist.ReduceOp.MAX)
@@ -73,13 +73,13 @@ def anywhere(flag: bool) -> bool:
 
 def barrier() -> None:
     """Wait until all ranks are here."""
-    if not alone():
+    if not is_single():
         dist.barrier()
 
 
 def mean(values: Tensor) -> Tensor:
     """Mean over the ranks."""
-    if alone():
+    if is_single():
         return values
     shared = values.to(_device())
     dist.all_reduce(shared)
@@ -88,11 +88,11 @@ def mean(values: Tensor) -> Tensor:
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Replace the gradients of unsharded parameters by their mean over the ranks, in one exchange."""
-    found = [weight.grad for weight in parameters if weight.grad is not None]
-    if alone() or not found:
+    gradients = [weight.grad for weight in parameters if weight.grad is not None]
+    if is_single() or not gradients:
         return
-    flat = torch.cat([gradient.reshape(-1) for gradient in found])
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
     dist.all_reduce(flat)
     flat /= dist.get_world_size()
-    for gradient, part in zip(found, flat.split([gradient.numel() for gradient in found]), strict=True):
+    for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
         gradient.copy_(part.view_as(gradient))

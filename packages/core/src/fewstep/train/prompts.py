@@ -1,4 +1,4 @@
-"""Prompts from a text file, one on a line; their embeddings are computed once and kept on disk."""
+"""Prompts from a text file, one a line; their embeddings are computed once and cached on disk."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..assets import cache_folder
+from .. import families
+from ..data import files
+from ..data.assets import cache_folder
 from ..errors import BadFileError
 from .parallel import World, barrier
 
@@ -24,19 +26,15 @@ CHUNK = 64
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The lines of a text file that are not empty.
+    """Read the lines of a text file that are not empty.
 
     Raises:
         BadFileError: it is missing, not UTF-8 or empty.
     """
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadFileError(f"the prompts {path} cannot be read: {error}") from error
-    found = [line for line in lines if line]
-    if not found:
+    prompts = [line for line in map(str.strip, files.read_lines(path)) if line]
+    if not prompts:
         raise BadFileError(f"the prompts {path} hold no prompt: write one on each line")
-    return found
+    return prompts
 
 
 class PromptData:
@@ -52,7 +50,7 @@ class PromptData:
         return self.take(torch.randint(self.count, (size,), generator=generator).tolist()), None
 
     def take(self, numbers: Sequence[int]) -> Float[Tensor, "b t d"]:
-        """The embeddings of prompts by their line."""
+        """Return the embeddings of prompts by their line."""
         return torch.stack([self._padded(self._one(number % self.count)) for number in numbers])
 
     def _one(self, number: int) -> Tensor:
@@ -68,20 +66,20 @@ class PromptData:
 def embedded(
     pipe: Any, name: str, prompts: Sequence[str], negative: str, *, tokens: int, shape: tuple[int, ...], world: World
 ) -> PromptData:
-    """The data of `prompts`; what is not in the cache yet is embedded by the first rank, and kept as it goes.
+    """Embed `prompts`; those that are not in the cache yet are computed by the main rank, and kept as it goes.
 
     Args:
-        pipe: a ``WanPipeline``: its ``encode_prompt`` pads to `tokens` rows and zeroes the padding.
+        pipe: a pipeline of a family that is trained by flow matching.
         name: of the model, part of the key of the cache.
         prompts: one for each line.
-        negative: what guidance leads away from.
+        negative: prompt that guidance leads away from.
         tokens: rows of an embedding.
         shape: of one latent.
         world: which rank this is.
     """
     key = json.dumps([name, _fingerprint(pipe.text_encoder), tokens, negative, list(prompts)])
     folder = cache_folder() / "prompts" / hashlib.sha256(key.encode()).hexdigest()[:32]
-    if world.first:
+    if world.is_main:
         folder.mkdir(parents=True, exist_ok=True)
         _embed(pipe, [negative], folder / "negative.safetensors", tokens)
         for start in range(0, len(prompts), CHUNK):
@@ -94,14 +92,14 @@ def embedded(
 def _embed(pipe: Any, prompts: Sequence[str], file: Path, tokens: int) -> None:
     if file.exists():
         return
-    found, _ = pipe.encode_prompt(list(prompts), do_classifier_free_guidance=False, max_sequence_length=tokens)
+    embeddings = families.of(pipe).encode_prompts(pipe, prompts, tokens)
     part = file.with_suffix(".part")
-    save_file({str(i): _trimmed(rows).cpu() for i, rows in enumerate(found)}, part)
+    save_file({str(i): _trimmed(rows).cpu() for i, rows in enumerate(embeddings)}, part)
     os.replace(part, file)
 
 
 def _trimmed(rows: Float[Tensor, "t d"]) -> Float[Tensor, "n d"]:
-    """Without the zero rows at the end, which are most of it."""
+    """Drop the zero rows at the end, which are most of it."""
     used = rows.abs().amax(1).nonzero()
     return rows[: int(used.max()) + 1 if len(used) else 1].contiguous()
 
@@ -120,7 +118,7 @@ def _stored(file: Path) -> Any:
 
 
 def _fingerprint(encoder: torch.nn.Module) -> str:
-    """Of the weights: names, shapes and the first numbers of each; all of a large encoder would take minutes."""
+    """Digest names, shapes and the first numbers of all weights; all of a large encoder would take minutes."""
     digest = hashlib.sha256()
     for name, weight in encoder.state_dict().items():
         first = weight.flatten()[:16].float().cpu()

@@ -1,4 +1,4 @@
-"""`Recipe`: a named training run as a frozen dataclass. `Job`: what it makes for the loop."""
+"""`Recipe`: a named training run as a frozen dataclass. `Job`: its loaded parts, for the loop."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .parallel import World
 
 
 def free(default: Any) -> Any:
-    """A field that may be changed when a run is resumed: it has no influence on the weights."""
+    """Declare a field that may be changed when a run is resumed: it has no influence on the weights."""
     return field(default=default, metadata={"free": True})
 
 
@@ -33,7 +33,7 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(ABC):
-    """What every training run has; each field is a flag of ``fewstep train``.
+    """Fields of every training run; each is a flag of ``fewstep train``.
 
     Subclasses add the fields of their objective, say which models and data there are (`build`), which roles are
     trained and how (`optimisers`), and what is left at the end (`finish`).
@@ -54,19 +54,19 @@ class Recipe(ABC):
     ema_from: int = 0
     """Updates of that role before the average begins."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """In which networks are run; trained weights, losses and averages are float32."""
+    """Dtype in which networks are run; trained weights, losses and averages are float32."""
     recompute: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
     parallel: Literal["shard", "replicate"] = "shard"
-    """What several processes do with the weights: FSDP2, or a copy in each."""
+    """Weights with several processes: sharded by FSDP2, or a copy in each."""
     largest: float = free(1e6)
     """A loss above this stops the run."""
     save_every: int = free(100)
     """Steps between checkpoints; the last two are kept."""
     sample_every: int = free(0)
-    """Steps between sample sheets; 0 for none but the last."""
-    tracker: Literal["none", "trackio", "wandb"] = free("none")
-    """Where else the log is shown."""
+    """Steps between sample grids; 0 for none but the last."""
+    tracker: str = free("none")
+    """Experiment tracker that shows the log too: ``trackio``, or another module with its interface."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "accumulate", "save_every"):
@@ -91,16 +91,16 @@ class Recipe(ABC):
     def optimisers(self) -> Mapping[str, AdamW]:
         """Optimiser settings of the roles that are trained."""
 
-    def sheet(self, job: Job) -> Any:
+    def sample_grid(self, job: Job) -> Any:
         """Samples of the first role as one ``PIL.Image``, or None. Called on all ranks; its chance is its own."""
         return None
 
     def method(self) -> Method | None:
-        """How the job's pipeline is used once it has the trained network; None where nothing else changes."""
+        """Method that runs the job's pipeline with the trained network; None where nothing else changes."""
         return None
 
     def finish(self, job: Job, network: Any, folder: Path) -> None:
-        """Save what a user loads to `folder`; on the first rank only.
+        """Save the trained model to `folder`; on the main rank only.
 
         Args:
             job: of this run.
@@ -111,7 +111,7 @@ class Recipe(ABC):
         network.save_pretrained(folder)
 
     def what_is_saved(self) -> str:
-        """What `finish` leaves, in words."""
+        """Describe the files that `finish` leaves."""
         return "the trained network in its own format"
 
     def settings(self, world: World) -> dict[str, Any]:
@@ -119,8 +119,8 @@ class Recipe(ABC):
         fields = [f.name for f in dataclasses.fields(self) if not f.metadata.get("free")]
         if all(chosen.schedule == "constant" for chosen in self.optimisers().values()):
             fields.remove("steps")  # a run may go on for longer, unless its rates depend on the end
-        found = {name: _plain(getattr(self, name)) for name in fields}
-        return {"recipe": type(self).__name__, "processes": world.size, **dotted(found)}
+        values = {name: _plain(getattr(self, name)) for name in fields}
+        return {"recipe": type(self).__name__, "processes": world.size, **dotted(values)}
 
 
 def _plain(value: Any) -> Any:
@@ -130,8 +130,8 @@ def _plain(value: Any) -> Any:
 
 
 def dotted(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Nested fields by dotted name: ``student.lr``."""
-    found: dict[str, Any] = {}
+    """Flatten nested fields to dotted names: ``student.lr``."""
+    flat: dict[str, Any] = {}
     for name, value in values.items():
-        found |= dotted(value, f"{before}{name}.") if isinstance(value, dict) else {before + name: _plain(value)}
-    return found
+        flat |= dotted(value, f"{before}{name}.") if isinstance(value, dict) else {before + name: _plain(value)}
+    return flat

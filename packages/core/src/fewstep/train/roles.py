@@ -1,4 +1,4 @@
-"""Roles: the networks that play student, critic and teacher, with weights of their own or LoRA adapters on one base."""
+"""Roles: networks as student, critic and teacher, with weights of their own or LoRA adapters on one base."""
 
 from __future__ import annotations
 
@@ -15,30 +15,25 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from .. import flow
+from .. import families, flow
+from ..errors import UnsupportedModelError
 from ..flow import Latent, Sigma
 from . import adapters, conditions
 
 Predict = Callable[[nn.Module, Latent, Float[Tensor, " b"], Any], Latent]
-"""``(network, noisy, sigma [B], cond) -> velocity``: how one family of networks is called."""
-
-
-def wan(network: nn.Module, noisy: Latent, sigma: Float[Tensor, " b"], cond: Float[Tensor, "b t d"]) -> Latent:
-    """Call a ``WanTransformer3DModel``: timestep ``1000 sigma``, not rounded; prompt embeddings as condition."""
-    timestep = flow.TRAIN_STEPS * sigma
-    return network(hidden_states=noisy, timestep=timestep, encoder_hidden_states=cond, return_dict=False)[0]
+"""``(network, noisy, sigma [B], cond) -> velocity``: a call of a network, as its family makes it."""
 
 
 @dataclass(eq=False)
 class Role:
-    """One network in one part: the weights it trains, and its predictions by the conventions of `fewstep.flow`."""
+    """One network in one part: the weights that are trained, and predictions by the conventions of `fewstep.flow`."""
 
     network: nn.Module
     """Shared between roles that are adapters on one base."""
     adapter: str | None = None
     """Name of the LoRA adapter that is this role; None is the network as it is, with all adapters off."""
-    predict: Predict = wan
-    """How the network is called."""
+    predict: Predict | None = None
+    """Call of the network; None takes that of its model family."""
     autocast: torch.dtype | None = None
     """Run the network under autocast to this type; None runs it in the type of its weights."""
     dtype: torch.dtype | None = None
@@ -48,26 +43,30 @@ class Role:
         self._layers = adapters.layers(self.network)
 
     def velocity(self, noisy: Latent, sigma: Sigma, cond: Any) -> Latent:
-        """Predicted velocity ``eps - x`` in float32 (float64 from a float64 network), with gradients.
+        """Predict the velocity ``eps - x`` in float32 (float64 from a float64 network), with gradients.
 
         Args:
             noisy: ``x_s``, ``[B, C, F, H, W]``.
             sigma: noise level, a number or ``[B]``.
             cond: prompt embeddings ``[B, T, d]``, or what `predict` of this role takes.
+
+        Raises:
+            UnsupportedModelError: no `predict` was given, and the network is of no family that has a velocity.
         """
+        predict = self.predict or velocity_of(self.network)
         dtype = self.dtype or self._weights_dtype or noisy.dtype
         exact = torch.promote_types(dtype, torch.float32)
         levels = torch.as_tensor(sigma, dtype=exact, device=noisy.device).expand(noisy.shape[0])
         cond = conditions.cast(cond, dtype)
-        with self.playing(), self._cast(noisy.device.type):
-            return self.predict(self.network, noisy.to(dtype), levels, cond).to(exact)
+        with self.use_adapter(), self._cast(noisy.device.type):
+            return predict(self.network, noisy.to(dtype), levels, cond).to(exact)
 
-    def playing(self) -> AbstractContextManager[None]:
-        """Inside, the network is this role, whoever calls it: a pipeline too."""
+    def use_adapter(self) -> AbstractContextManager[None]:
+        """Run the network with this role's adapter (or none), whoever calls it: a pipeline too."""
         return adapters.using(self._layers, self.adapter)
 
-    def clean(self, noisy: Latent, sigma: Sigma, cond: Any) -> Latent:
-        """Predicted clean latent ``x_s - s v``."""
+    def x0(self, noisy: Latent, sigma: Sigma, cond: Any) -> Latent:
+        """Predict the clean latent, ``x0 = x_s - s v``."""
         return flow.x0_from_velocity(noisy, self.velocity(noisy, sigma, cond), sigma)
 
     def _cast(self, device: str) -> Any:
@@ -84,20 +83,20 @@ class Role:
         return counts.most_common(1)[0][0] if counts else None
 
     def state(self) -> dict[str, Tensor]:
-        """What this role trains, by name: all weights and buffers of the network, or those of the adapter."""
+        """Tensors that this role trains, by name: all weights and buffers of the network, or those of the adapter."""
         if self.adapter is None:
             return self.network.state_dict()
         return {k: v for k, v in self.network.state_dict().items() if adapters.belongs(k, self.adapter)}
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters among `state`."""
-        found = dict(self.network.named_parameters())
+        named = self.network.named_parameters()
         if self.adapter is None:
-            return {name: weight for name, weight in found.items() if not adapters.is_adapter(name)}
-        return {name: weight for name, weight in found.items() if adapters.belongs(name, self.adapter)}
+            return {name: weight for name, weight in named if not adapters.is_adapter(name)}
+        return {name: weight for name, weight in named if adapters.belongs(name, self.adapter)}
 
     def parameters(self) -> list[nn.Parameter]:
-        """What an optimiser of this role updates."""
+        """Parameters that an optimiser of this role updates."""
         return list(self.named_parameters().values())
 
     @contextmanager
@@ -185,7 +184,19 @@ def guided(role: Role, noisy: Latent, sigma: Sigma, cond: Any, uncond: Any, scal
     return without + scale * (with_prompt - without)
 
 
-def full_roles(network: nn.Module, *, predict: Predict = wan) -> Roles:
+def velocity_of(network: nn.Module) -> Predict:
+    """Return the velocity function of a network's family.
+
+    Raises:
+        UnsupportedModelError: the network is of no family, or of one that predicts no velocity.
+    """
+    family = families.of(network)
+    if not hasattr(family, "velocity"):
+        raise UnsupportedModelError(f"{type(network).__name__} predicts no velocity: give its role a predict=")
+    return family.velocity
+
+
+def full_roles(network: nn.Module, *, predict: Predict | None = None) -> Roles:
     """Student and critic as copies of `network` with weights of their own, and the frozen teacher."""
     student, critic = copy.deepcopy(network), copy.deepcopy(network)
     roles = Roles(**{n: Role(m, predict=predict) for n, m in (("student", student), ("critic", critic))})
@@ -195,7 +206,13 @@ def full_roles(network: nn.Module, *, predict: Predict = wan) -> Roles:
 
 
 def lora_roles(
-    network: nn.Module, *, rank: int, alpha: float, targets: Sequence[str], seed: int = 0, predict: Predict = wan
+    network: nn.Module,
+    *,
+    rank: int,
+    alpha: float,
+    targets: Sequence[str],
+    seed: int = 0,
+    predict: Predict | None = None,
 ) -> Roles:
     """Student and critic as LoRA adapters on `network`, which without them is the teacher: one copy of the weights.
 
@@ -205,7 +222,7 @@ def lora_roles(
         alpha: the adapter's output is scaled by ``alpha / rank``.
         targets: endings of the names of the linear layers that get adapters.
         seed: of the random half of the adapters; the other half is zero, so that both start as the teacher.
-        predict: how the network is called.
+        predict: call of the network; None takes that of its model family.
     """
     adapters.add(network, ("student", "critic"), rank=rank, alpha=alpha, targets=targets, seed=seed)
     names = ("student", "critic", None)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import flow
 from ..flow import Latent, StepGrid
-from .parallel import agree
+from .parallel import broadcast
 from .roles import Role
 
 
@@ -19,11 +19,11 @@ class Rollout:
     """One simulated sample of a few-step student, left at the exit step; everything a loss may ask about it."""
 
     x: Latent
-    """The clean prediction at the exit step; carries the gradient where one was asked for."""
+    """The x0 prediction at the exit step; carries the gradient where one was asked for."""
     noisy: Latent
-    """What the student saw at the exit step, without gradient."""
+    """Input of the student at the exit step, without gradient."""
     velocity: Latent
-    """What it predicted there."""
+    """Prediction of the student there."""
     sigma: float
     """Noise level of the exit step."""
     exit: int
@@ -39,7 +39,7 @@ def draw_exit(grid: StepGrid, generator: torch.Generator, first: int = 0) -> int
 
     Ranks with different indices would run different numbers of forward passes, which sharded networks cannot.
     """
-    return agree(int(torch.randint(first, len(grid), (), generator=generator)))
+    return broadcast(int(torch.randint(first, len(grid), (), generator=generator)))
 
 
 def rollout(
@@ -60,7 +60,7 @@ def rollout(
         grid: its levels; the first is 1.
         cond: prompt embeddings ``[B, T, d]``.
         start: noise ``[B, C, F, H, W]``.
-        exit: index of the step whose clean prediction is the sample, 0..K-1.
+        exit: index of the step whose x0 prediction is the sample, 0..K-1.
         grad: record the graph of the exit step.
         eta: how it goes from level to level: 0 Euler (bidirectional models), 1 fresh noise (autoregressive ones), and
             between them `fewstep.flow.cps`.
@@ -90,5 +90,5 @@ def transition(
 
 @torch.no_grad()
 def sample(role: Role, grid: StepGrid, cond: Any, start: Latent) -> Tensor:
-    """What a user gets from a few-step student: all Euler steps of the grid, without guidance."""
+    """Sample as a user would: all Euler steps of the grid, without guidance."""
     return rollout(role, grid, cond, start, len(grid) - 1, grad=False).x

@@ -22,8 +22,8 @@ from .log import Log, Tracker
 from .loop import Loop, LossError
 from .parallel import World
 from .recipe import Job, Recipe
+from .reporter import NullReporter, Reporter, signals
 from .roles import Roles
-from .watch import Silent, Watch, signals
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -35,30 +35,30 @@ class Run:
     with the name of the first role: ``student/``.
     """
 
-    def __init__(self, recipe: Recipe, out: Path, world: World, watch: Watch, name: str = "") -> None:
+    def __init__(self, recipe: Recipe, out: Path, world: World, reporter: Reporter, name: str = "") -> None:
         self.recipe, self.out, self.world = recipe, out, world
-        self.watch: Watch = watch if world.first else Silent()
+        self.reporter: Reporter = reporter if world.is_main else NullReporter()
         self.sharded = world.size > 1 and recipe.parallel == "shard"
         self.checkpoints = Checkpoints(out / "checkpoints", world, self.sharded)
-        self.log = Log(out / "log.jsonl" if world.first else None)
+        self.log = Log(out / "log.jsonl" if world.is_main else None)
         self.name = name or type(recipe).__name__
         self.seconds = 0.0
 
     def train(self, *, resume: bool = False) -> Path:
-        """Train to the end and return the folder of what was trained.
+        """Train to the end and return the folder of the trained model.
 
         Raises:
             FewstepError: the folder holds another run, a checkpoint cannot be read or written, or the loss explodes.
             KeyboardInterrupt: after Ctrl-C or SIGTERM, when the step was finished and saved.
         """
-        found = self._prepare(resume)
-        tracker = Tracker(self.recipe.tracker if self.world.first else "none", self.name, self._fields())
+        checkpoint = self._prepare(resume)
+        tracker = Tracker(self.recipe.tracker if self.world.is_main else "none", self.name, self._fields())
         torch.manual_seed(self.recipe.seed)
         job = self.recipe.build(self.world)
         empty = self._place(job)
         loop = Loop(self.recipe, job, self.world)
-        first = self._restore(loop, found)
-        if self.world.first:
+        first = self._restore(loop, checkpoint)
+        if self.world.is_main:
             self._describe()
         with closing(tracker), signals() as stop:
             for step in range(first, self.recipe.steps):
@@ -68,19 +68,21 @@ class Run:
 
     def _prepare(self, resume: bool) -> Path | None:
         """The checkpoint to go on from; nothing is changed before it is known to fit."""
-        found = self.checkpoints.newest()
-        if found and not resume:
-            raise FewstepError(f"{self.out} holds a run ({found.name}): go on with --resume, or choose another --out")
-        if found:
-            saved, here = read_state(found)["settings"], self.recipe.settings(self.world)
+        checkpoint = self.checkpoints.newest()
+        if checkpoint and not resume:
+            raise FewstepError(
+                f"{self.out} holds a run ({checkpoint.name}): go on with --resume, or choose another --out"
+            )
+        if checkpoint:
+            saved, here = read_state(checkpoint)["settings"], self.recipe.settings(self.world)
             changed = [key for key in sorted({*saved, *here}) if saved.get(key) != here.get(key)]
             if changed:
                 listed = ", ".join(f"{key} {saved.get(key)} -> {here.get(key)}" for key in changed)
-                raise FewstepError(f"{found} was made with other settings: {listed}; use those, or another --out")
+                raise FewstepError(f"{checkpoint} was made with other settings: {listed}; use those, or another --out")
         parallel.barrier()
         self.checkpoints.folder.mkdir(parents=True, exist_ok=True)
         self.checkpoints.clean()
-        return found
+        return checkpoint
 
     def _place(self, job: Job) -> torch.nn.Module | None:
         """Put precision, recomputation and sharding into effect."""
@@ -88,26 +90,26 @@ class Run:
         if self.recipe.recompute:
             sharding.recompute(roles)
         if self.sharded:
-            empty = sharding.hull(roles.main.network)
+            empty = sharding.meta_copy(roles.main.network)
             sharding.shard(roles, self.world, dtype)
             return empty
         place(self.recipe, roles, self.world)
         return None
 
-    def _restore(self, loop: Loop, found: Path | None) -> int:
+    def _restore(self, loop: Loop, checkpoint: Path | None) -> int:
         torch.manual_seed(self.recipe.seed + self.world.rank)
         done = 0
-        if found:
-            state = self.checkpoints.load(found, loop.tensors())
+        if checkpoint:
+            state = self.checkpoints.load(checkpoint, loop.tensors())
             done, self.seconds, loop.updates = state["step"], state["seconds"], state["updates"]
-            self.watch.say(f"going on from {found}")
+            self.reporter.say(f"going on from {checkpoint}")
         self.log.cut(done)
         return done
 
     def _step(self, loop: Loop, step: int, tracker: Tracker) -> None:
         began = time.perf_counter()
         try:
-            figures = loop.step(step)
+            metrics = loop.step(step)
         except LossError as error:
             kept = self.checkpoints.newest()
             raise FewstepError(
@@ -115,13 +117,13 @@ class Run:
             ) from error
         self.seconds += time.perf_counter() - began
         counters = {f"{name}/updates": count for name, count in loop.updates.items()}
-        line = {"step": step + 1, "seconds": self.seconds, **counters, **figures}
+        line = {"step": step + 1, "seconds": self.seconds, **counters, **metrics}
         self.log.write(line)
         tracker.write(line)
-        self.watch.step(step + 1, self.recipe.steps, figures)
+        self.reporter.step(step + 1, self.recipe.steps, metrics)
 
     def _keep(self, loop: Loop, done: int, stop: list[int]) -> None:
-        stopped, last = parallel.anywhere(bool(stop)), done == self.recipe.steps
+        stopped, last = parallel.any_rank(bool(stop)), done == self.recipe.steps
         if stopped or last or done % self.recipe.save_every == 0:
             state = {
                 "step": done,
@@ -130,33 +132,33 @@ class Run:
                 "settings": self.recipe.settings(self.world),
                 "versions": {name: version(name) for name in ("fewstep-core", "torch")},
             }
-            self.watch.say(f"saved {self.checkpoints.save(done, loop.tensors(), state)}")
+            self.reporter.say(f"saved {self.checkpoints.save(done, loop.tensors(), state)}")
         if last or (self.recipe.sample_every and done % self.recipe.sample_every == 0):
-            self._sheet(loop, done)
+            self._sample_grid(loop, done)
         if stopped and not last:
             raise KeyboardInterrupt
 
-    def _sheet(self, loop: Loop, done: int) -> None:
+    def _sample_grid(self, loop: Loop, done: int) -> None:
         with torch.random.fork_rng(), loop.ema.applied() if loop.ema else nullcontext():
-            image = self.recipe.sheet(loop.job)
-        if image is not None and self.world.first:
+            image = self.recipe.sample_grid(loop.job)
+        if image is not None and self.world.is_main:
             path = self.out / "samples" / f"step-{done:08d}.png"
             path.parent.mkdir(exist_ok=True)
             part = path.with_suffix(".part.png")
             image.save(part)
             os.replace(part, path)
-            self.watch.say(f"samples: {path}")
+            self.reporter.say(f"samples: {path}")
 
     def _finish(self, loop: Loop, empty: torch.nn.Module | None) -> Path:
         name = next(iter(loop.roles))
         with loop.ema.applied() if loop.ema else nullcontext():
             network: Any = loop.roles.main.network
             if empty is not None:
-                network = sharding.whole(network, empty, self.world)
-            if self.world.first:
+                network = sharding.gather_state(network, empty, self.world)
+            if self.world.is_main:
                 self._save(loop.job, network, name)
         parallel.barrier()
-        self.watch.say(f"the {name} is in {self.out / name}")
+        self.reporter.say(f"the {name} is in {self.out / name}")
         return self.out / name
 
     def _save(self, job: Job, network: Any, name: str) -> None:

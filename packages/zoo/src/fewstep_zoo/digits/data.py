@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import clips
 from .clips import SHAPE, Split
-from .model import TEXT_WIDTH, TOKENS
+from .model import TOKENS
 from .words import Asked
 
 
@@ -69,20 +69,6 @@ class LabelledClips:
         """Labels and clips."""
         made = clips.make(clips.draw_labels(size, generator), self.split, generator)
         return torch.stack([made.digit, made.direction, made.speed], 1), made.pixels
-
-
-class Sizes:
-    """Data on the meta device, for plans."""
-
-    shape: tuple[int, ...] = SHAPE
-    uncond = torch.empty(1, TOKENS, TEXT_WIDTH, device="meta")
-
-    def __init__(self, *cond: int) -> None:
-        self.cond = cond
-
-    def draw(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Conditions ``[size, *cond]`` and clips."""
-        return torch.empty(size, *self.cond, device="meta"), torch.empty(size, *SHAPE, device="meta")
 
 
 def _without(asked: Asked, direction: bool, speed: bool) -> Asked:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
+from fewstep.contract import Loaded
 from fewstep.errors import BadFileError
-from fewstep.loaders import Loaded, from_folder
+from fewstep.loaders import from_folder
 
 from .judge import DigitsJudge
 

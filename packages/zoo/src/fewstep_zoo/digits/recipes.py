@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from fewstep.train.flow_matching import FlowMatching
-from fewstep.train.objective import Batch
+from fewstep.train.objective import Batch, MetaData
 from fewstep.train.optim import AdamW, Muon
 from fewstep.train.parallel import World
 from fewstep.train.recipe import Job, Recipe, free
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import clips, model, sheet
-from .data import LabelledClips, PromptedClips, Prompts, Sizes
+from .data import LabelledClips, PromptedClips, Prompts
 from .judge import DigitsJudge
 
 FRAME_WEIGHT = 0.5
@@ -54,7 +54,8 @@ class Teacher(Recipe):
     def skeleton(self) -> Job:
         with torch.device("meta"):
             network = model.transformer(self.seed)
-        return Job(objective=self._objective(network), data=Sizes(model.TOKENS, model.TEXT_WIDTH))
+        data = MetaData(clips.SHAPE, cond=(model.TOKENS, model.TEXT_WIDTH), uncond=True, x0=True)
+        return Job(objective=self._objective(network), data=data)
 
     def _objective(self, network: Any) -> FlowMatching:
         return FlowMatching(roles=Roles(student=Role(network)), shift=self.shift, drop=self.drop)
@@ -63,7 +64,7 @@ class Teacher(Recipe):
         return {"student": self.student}
 
     @torch.no_grad()
-    def sheet(self, job: Job) -> Any:
+    def sample_grid(self, job: Job) -> Any:
         generator = torch.Generator().manual_seed(self.seed)
         prompts = [asked.prompt() for asked in clips.draw_labels(self.show, generator)]
         start = torch.randn(self.show, *clips.SHAPE, generator=generator)
@@ -93,7 +94,7 @@ class Judge(Recipe):
 
     def skeleton(self) -> Job:
         with torch.device("meta"):
-            return Job(objective=_judging(DigitsJudge().train()), data=Sizes(3))
+            return Job(objective=_judging(DigitsJudge().train()), data=MetaData(clips.SHAPE, cond=(3,), x0=True))
 
     def optimisers(self) -> Mapping[str, AdamW]:
         return {"student": self.student}
@@ -121,7 +122,7 @@ class Classification:
 
     def losses(self, role: str, batch: Batch, step: int) -> Mapping[str, Tensor]:
         digit, direction, speed = batch.cond.long().unbind(1)
-        verdict = self.roles.student.network(batch.clean)
+        verdict = self.roles.student.network(batch.x0)
         each = digit[:, None].expand(verdict.frame_digit.shape[:2])
         return {
             "digit": F.cross_entropy(verdict.digit, digit),

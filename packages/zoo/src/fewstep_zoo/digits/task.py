@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from fewstep.bench.task import Outcome, Sample
+from fewstep.contract import Loaded
 from fewstep.errors import UnsupportedModelError
-from fewstep.loaders import Loaded
 from fewstep.race.task import Race
 from jaxtyping import Float
 from torch import Tensor

@@ -49,7 +49,7 @@ class MaskedDiffusion:
         masked = drawn < level[:, None]
         logits = self.roles.student.velocity(level, level, tokens.where(~masked, self.mask))
         lost = nats(logits, tokens) * masked
-        batch.figures["masked"] = lost.detach().sum() / masked.sum().clamp(min=1)
+        batch.metrics["masked"] = lost.detach().sum() / masked.sum().clamp(min=1)
         return {"bound": (lost / level[:, None]).mean()}
 
 

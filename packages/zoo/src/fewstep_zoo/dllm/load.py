@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fewstep.loaders import Loaded, from_folder
+from fewstep.contract import Loaded
+from fewstep.loaders import from_folder
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 SMALL = {
@@ -33,11 +34,11 @@ def tiny(*, dtype: str = "float32", device: str = "cpu") -> Loaded:
 def small_random(*, dtype: str = "float32", device: str = "cpu") -> Loaded:
     """``llada-small-random``: the shape of a LLaDA with grouped queries, random weights; for timing alone."""
     import torch
-    from fewstep import dllm
+    from fewstep.families import masked_lm
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = dllm.build(dllm.stock_config(SMALL))
+        model = masked_lm.build(masked_lm.stock_config(SMALL))
     with torch.device(device):
         rotary = type(model.model.rotary_emb)(model.config)
     model = model.to(device, getattr(torch, dtype))

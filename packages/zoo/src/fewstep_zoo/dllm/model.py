@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from fewstep import dllm
+from fewstep.families import masked_lm
 
 from . import text
 
@@ -33,10 +33,10 @@ WIRED, FASTEST, SHARP, SAME = 2, 8, 6.0, 0.5
 
 def network(seed: int, **overrides: Any) -> Any:
     """A ``LlamaForCausalLM`` that attends both ways, of random weights; `overrides` are fields of `TINY`."""
-    config = dllm.stock_config({**TINY, **overrides})
+    config = masked_lm.stock_config({**TINY, **overrides})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = dllm.build(config)
+        model = masked_lm.build(config)
     _look_around(model)
     return model
 

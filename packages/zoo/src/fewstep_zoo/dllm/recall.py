@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from fewstep.dllm import both_ways
-from fewstep.loaders import Loaded
+from fewstep.contract import Loaded
+from fewstep.families.masked_lm import both_ways
 from jaxtyping import Int
 from torch import Tensor
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from fewstep import dllm
+from fewstep.families import llada_format
+from fewstep.train.objective import MetaData
 from fewstep.train.optim import AdamW, Muon
 from fewstep.train.parallel import World
 from fewstep.train.recipe import Job, Recipe, free
@@ -46,7 +47,7 @@ class Tiny(Recipe):
     def skeleton(self) -> Job:
         with torch.device("meta"):
             network = model.network(self.seed, d_model=self.width, n_layers=self.layers).train()
-        return Job(objective=self._objective(network), data=_OnMeta(self._data()))
+        return Job(objective=self._objective(network), data=MetaData(self._data().shape, cond=self._data().shape))
 
     def _data(self) -> text.Crops:
         return text.Crops(lengths=self.lengths, english=self.english)
@@ -58,19 +59,7 @@ class Tiny(Recipe):
         return {"student": self.student}
 
     def finish(self, job: Job, network: torch.nn.Module, folder: Path) -> None:
-        dllm.save_llada(network.bfloat16(), folder, text.tokenizer())
+        llada_format.save_llada(network.bfloat16(), folder, text.tokenizer())
 
     def what_is_saved(self) -> str:
         return "a folder in the LLaDA format, bfloat16, with its tokenizer"
-
-
-class _OnMeta:
-    """The same data without numbers, for plans."""
-
-    uncond = None
-
-    def __init__(self, data: text.Crops) -> None:
-        self.shape = data.shape
-
-    def draw(self, size: int, generator: torch.Generator) -> tuple[torch.Tensor, None]:
-        return torch.empty(size, *self.shape, dtype=torch.long, device="meta"), None

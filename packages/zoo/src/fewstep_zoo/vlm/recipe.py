@@ -82,7 +82,7 @@ class Answering:
         found = network(**batch.cond.inputs(), use_cache=False, output_router_logits=True)
         scored = batch.cond.scored()
         logits, wanted = found.logits[scored], batch.cond.labels[scored]
-        batch.figures["right"] = (logits.argmax(-1) == wanted).float().mean()
+        batch.metrics["right"] = (logits.argmax(-1) == wanted).float().mean()
         text = network.config.text_config
         return {
             "answer": F.cross_entropy(logits, wanted),

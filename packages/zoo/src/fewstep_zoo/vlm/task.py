@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from fewstep import experts
 from fewstep.bench import Outcome, Sample
+from fewstep.contract import Loaded
 from fewstep.errors import UnsupportedModelError
-from fewstep.loaders import Loaded
+from fewstep.families import moe
 from torch import Tensor
 
 from . import canvas, profile
@@ -51,8 +51,8 @@ class DigitQA:
             conversation([[one] for one in drawn.asked[at : at + self.batch]], drawn.pixels[at : at + self.batch])
             for at in range(0, self.questions, self.batch)
         ]
-        pairs = experts.Pairs()
-        read = [experts.fastest(loaded.model, lambda p=part: self._read(loaded.model, p, pairs)) for part in parts]
+        pairs = moe.Pairs()
+        read = [moe.fastest(loaded.model, lambda p=part: self._read(loaded.model, p, pairs)) for part in parts]
         said = [answer for part, (logits, _) in zip(parts, read, strict=True) for answer in _answers(part, logits)]
         right = [words == one.answer for words, one in zip(said, drawn.asked, strict=True)]
         kinds = [one.kind for one in drawn.asked]
@@ -73,10 +73,10 @@ class DigitQA:
             samples=_samples(drawn.asked, said, pairs),
         )
 
-    def _read(self, model: Any, part: Conversation, pairs: experts.Pairs) -> tuple[Tensor, float]:
+    def _read(self, model: Any, part: Conversation, pairs: moe.Pairs) -> tuple[Tensor, float]:
         inputs = {name: value.to(model.device) for name, value in part.inputs().items()}
         inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
-        with experts.counted(model, groups(part).to(model.device)) as found:
+        with moe.counted(model, groups(part).to(model.device)) as found:
             began = time.perf_counter()
             logits = model(**inputs, use_cache=False).logits.float().log_softmax(-1).cpu()
             seconds = time.perf_counter() - began
@@ -141,7 +141,7 @@ def _answers(part: Conversation, logits: Tensor) -> list[str]:
     return [" ".join(words[w] for w in row[:-1]) if row[-1] == end else "..." for row in said]
 
 
-def _samples(asked: list[Asked], said: list[str], pairs: experts.Pairs) -> tuple[Sample, ...]:
+def _samples(asked: list[Asked], said: list[str], pairs: moe.Pairs) -> tuple[Sample, ...]:
     layers = sorted({layer for layer, _ in pairs.counts})
     shares = {
         name: [pairs.skipped(layer=layer, group=group) for layer in layers]

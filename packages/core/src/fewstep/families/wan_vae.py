@@ -10,10 +10,27 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
+
+from ..errors import UnsupportedModelError
 
 Clip = Float[Tensor, "b c f h w"]
+
+
+def check(model: Any) -> Any:
+    """Return the ``AutoencoderKLWan`` that `model` is, or that a pipeline holds.
+
+    Raises:
+        UnsupportedModelError: there is none.
+    """
+    vae = getattr(model, "vae", model)
+    if type(vae).__name__ != "AutoencoderKLWan" or not isinstance(vae, nn.Module):
+        kind = type(model).__name__
+        found = kind if vae is model else f"{kind} with {type(vae).__name__} as its VAE"
+        raise UnsupportedModelError(f"{found} is no AutoencoderKLWan and no pipeline with one")
+    return vae
 
 
 def encode(vae: Any, pixels: Clip) -> Clip:
@@ -52,6 +69,21 @@ def _longer(resample: Any, x: Clip) -> Clip:
     """Two frames for each but the first, where `resample` upsamples time."""
     if resample.mode != "upsample3d" or x.shape[2] == 1:
         return x
-    batch, channels, frames, *size = x.shape
-    both = resample.time_conv(x[:, :, 1:]).view(batch, 2, channels, frames - 1, *size)
-    return torch.cat([x[:, :, :1], both.movedim(1, 3).reshape(batch, channels, 2 * frames - 2, *size)], 2)
+    both = rearrange(resample.time_conv(x[:, :, 1:]), "b (two c) f h w -> b c (f two) h w", two=2)
+    return torch.cat([x[:, :, :1], both], 2)
+
+
+def tiny(*, seed: int = 0, **overrides: Any) -> Any:
+    """A random ``AutoencoderKLWan`` of 3 latent channels and base width 8, in eval mode; 8x in space, 4x in time.
+
+    Args:
+        seed: of the weights; the global generator is left as it was.
+        overrides: fields of its configuration.
+    """
+    from diffusers import AutoencoderKLWan
+
+    fields = {"base_dim": 8, "z_dim": 3, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1}
+    statistics = {"latents_mean": [0.0] * 3, "latents_std": [1.0] * 3}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoencoderKLWan(**{**fields, **statistics, **overrides}).eval()

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from .errors import BadFileError, FewstepError
+from ..errors import BadFileError, FewstepError
 
 NEEDED = {".mp4": ("imageio", "av"), ".gif": ("imageio", "PIL")}
 """Packages that write each kind of file."""

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from fewstep import BadFileError, UnsupportedModelError, dllm, load
-from fewstep.testing import tiny
+from fewstep import BadFileError, UnsupportedModelError, load
+from fewstep.families import causal_lm, llada_format, masked_lm
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -72,13 +72,13 @@ DREAM_7B = {
 
 def write(family: str, folder: Path, *, shard: str = "5GB", **overrides: object) -> object:
     """A tiny random model, written to `folder` as its authors would; returned, too."""
-    model, source = tiny.dllm(family, **overrides), torch.Generator().manual_seed(0)
+    model, source = masked_lm.tiny(family, **overrides), torch.Generator().manual_seed(0)
     for weight in model.parameters():
         if weight.ndim == 1:  # norms and biases, which start as ones and zeros
             weight.data += 0.2 * torch.randn(weight.shape, generator=source)
     config = model.config
     if family == "llada":
-        dllm.save_llada(model, folder, shard=shard)
+        llada_format.save_llada(model, folder, shard=shard)
     else:
         folder.mkdir()
         same = {name: getattr(config, name) for name in DREAM_7B if hasattr(config, name) and name != "rope_scaling"}
@@ -175,7 +175,7 @@ def test_the_loaded_model_is_the_plain_formula(family: str, padded: bool, tmp_pa
 
 @pytest.mark.parametrize("family", ["llada", "dream"])
 def test_every_position_sees_the_last_token(family: str):
-    model, tokens = tiny.dllm(family), ids(1)
+    model, tokens = masked_lm.tiny(family), ids(1)
     other = tokens.clone()
     other[0, -1] = 3 + (tokens[0, -1] - 2) % 40
     with torch.no_grad():
@@ -217,7 +217,7 @@ def test_a_model_can_be_saved_to_where_it_came_from(folder: Path):
     """Weights that stayed in the file would be gone when it is overwritten."""
     model = load(str(folder)).model
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    dllm.save_llada(model, folder)
+    llada_format.save_llada(model, folder)
     after = load(str(folder)).model.state_dict()
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
     assert all(torch.equal(weight, before[name]) for name, weight in after.items())
@@ -228,7 +228,7 @@ def test_shards_are_read_one_by_one(tmp_path: Path):
     assert len(list((tmp_path / "model").glob("model-*.safetensors"))) > 2
     with torch.no_grad():
         assert torch.equal(load(str(tmp_path / "model")).model(ids()).logits, model(ids()).logits)
-    dllm.save_llada(model, tmp_path / "model")  # in one file, to the same folder
+    llada_format.save_llada(model, tmp_path / "model")  # in one file, to the same folder
     with torch.no_grad():
         assert torch.equal(load(str(tmp_path / "model")).model(ids()).logits, model(ids()).logits)
     assert [file.name for file in (tmp_path / "model").glob("*.safetensors*")] == ["model.safetensors"]
@@ -264,7 +264,7 @@ def test_rotating_in_bfloat16_costs_less_than_bfloat16_itself(folder: Path):
     ("config", "millions", "count"), [(LLADA_8B, 8015.6, 32 * 9 + 3), (DREAM_7B, 7615.6, 28 * 12 + 3)], ids=["8B", "7B"]
 )
 def test_the_real_sizes_build_and_all_their_names_map(config: dict, millions: float, count: int):
-    model, names = dllm.from_config(config), dllm.checkpoint_names(config)
+    model, names = masked_lm.from_config(config), llada_format.checkpoint_names(config)
     weights = dict(model.named_parameters())
     assert all(weight.device.type == "meta" for weight in weights.values())
     assert sum(weight.numel() for weight in weights.values()) / 1e6 == pytest.approx(millions, abs=0.05)
@@ -286,10 +286,12 @@ def official(config: dict) -> list[str]:
 
 
 def test_written_configurations_say_what_was_read():
-    model = dllm.from_config({**LLADA_8B, "n_layers": 1, "d_model": 64, "n_heads": 4, "n_kv_heads": None})
+    model = masked_lm.from_config({**LLADA_8B, "n_layers": 1, "d_model": 64, "n_heads": 4, "n_kv_heads": None})
     assert model.config.num_key_value_heads == 4
     assert (
-        dllm.from_config({**LLADA_8B, "n_kv_heads": None, "multi_query_attention": True}).config.num_key_value_heads
+        masked_lm.from_config(
+            {**LLADA_8B, "n_kv_heads": None, "multi_query_attention": True}
+        ).config.num_key_value_heads
         == 1
     )
 
@@ -374,9 +376,9 @@ def test_pickles_are_never_opened(folder: Path):
 
 
 def test_only_a_llada_is_written_as_one(tmp_path: Path):
-    for model in (tiny.dllm("dream"), tiny.causal_lm()):
+    for model in (masked_lm.tiny("dream"), causal_lm.tiny()):
         with pytest.raises(UnsupportedModelError, match="is no LLaDA"):
-            dllm.save_llada(model, tmp_path / "model")
+            llada_format.save_llada(model, tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
 

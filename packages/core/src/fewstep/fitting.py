@@ -1,9 +1,11 @@
-"""`Journal`: finished pieces of a long computation on disk, so that one that was killed repeats none of them."""
+"""What `fewstep fit` needs in every package: a journal of finished pieces on disk, and a progress bar."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,3 +68,12 @@ class Journal:
                 os.fsync(file.fileno())
         self._known[json.dumps(key)] = found = json.loads(line)[1]
         return found
+
+
+@contextmanager
+def progress_bar() -> Iterator[Any]:
+    """A ``rich.progress.Progress`` with the time that is left; it disappears when the work is done."""
+    from rich.progress import Progress, TimeRemainingColumn
+
+    with Progress(*Progress.get_default_columns()[:-1], TimeRemainingColumn(), transient=True) as bar:
+        yield bar

@@ -1,4 +1,4 @@
-"""Who follows a run, and how it is asked to stop."""
+"""Observers of a training run, and the signals that stop it."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 
-class Watch(Protocol):
-    """Who follows a run; called on the first rank only."""
+class Reporter(Protocol):
+    """Shows the progress of a run; called on the main rank only."""
 
-    def step(self, done: int, total: int, figures: dict[str, float]) -> None:
-        """A step is over; `done` of `total` are."""
-
-    def say(self, text: str) -> None:
-        """Something worth a line: a checkpoint, a sample sheet, the end."""
-
-
-class Silent:
-    """Follows without a word."""
-
-    def step(self, done: int, total: int, figures: dict[str, float]) -> None:
-        """Nothing."""
+    def step(self, done: int, total: int, metrics: dict[str, float]) -> None:
+        """Report that `done` of `total` steps are over."""
 
     def say(self, text: str) -> None:
-        """Nothing."""
+        """Report a checkpoint, a sample grid or the end in one line."""
+
+
+class NullReporter:
+    """No-op reporter."""
+
+    def step(self, done: int, total: int, metrics: dict[str, float]) -> None:
+        """Do nothing."""
+
+    def say(self, text: str) -> None:
+        """Do nothing."""
 
 
 @contextmanager

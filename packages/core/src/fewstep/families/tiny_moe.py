@@ -1,4 +1,4 @@
-"""Tiny random mixtures of experts of the real classes, with and without pictures: for mechanics only."""
+"""Tiny random mixtures of experts of the real classes, with and without pictures, and inputs for them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ _OWN: dict[str, dict[str, Any]] = {
 }
 
 
-def model(family: str = "qwen3_vl_moe", *, seed: int = 0, **overrides: Any) -> Any:
+def tiny(family: str = "qwen3_vl_moe", *, seed: int = 0, **overrides: Any) -> Any:
     """A random model in eval mode: 3 layers, width 64, 8 experts of which 4 are used, vocabulary 97.
 
     Args:
@@ -100,7 +100,7 @@ def _with_pictures(family: str, overrides: dict[str, Any]) -> Any:
     return InternVLConfig(text_config=text, vision_config=vision, downsample_ratio=0.5, **ids)
 
 
-def inputs(family: str = "qwen3_vl_moe", *, batch: int = 2, text: int = 9, seed: int = 0) -> dict[str, Any]:
+def tiny_inputs(family: str = "qwen3_vl_moe", *, batch: int = 2, text: int = 9, seed: int = 0) -> dict[str, Any]:
     """Keyword arguments of a model of `family`: a picture between two tokens where it reads them, then `text` ids."""
     import torch
 

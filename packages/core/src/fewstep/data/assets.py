@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import AssetMissing, BadFileError
+from ..errors import AssetMissing, BadFileError
 
 
 @dataclass(frozen=True, kw_only=True)

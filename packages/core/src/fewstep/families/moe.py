@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .errors import UnsupportedModelError
-from .kernels.expert_mlp import expert_mlp
-from .method import Applied
+from ..errors import UnsupportedModelError
+from ..kernels.expert_mlp import expert_mlp
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -70,7 +69,7 @@ def _site(name: str, block: Any) -> MoeSite | None:
     return MoeSite(layer, block, router, experts, experts.num_experts, router.top_k, shared)
 
 
-def install(undo: Applied, model: Any, *, pack: bool = False) -> None:
+def install(undo: ExitStack, model: Any, *, pack: bool = False) -> None:
     """Let the experts of `model` run by `run`, until undone.
 
     Args:
@@ -91,10 +90,11 @@ def install(undo: Applied, model: Any, *, pack: bool = False) -> None:
     model.set_experts_implementation(IMPLEMENTATION)
     for site in sites(model):
         if pack and plain_swiglu(site.experts):
-            from .kernels.expert_mlp.cpu import pack as packed
+            from ..kernels.expert_mlp.cpu import pack as packed
 
             weights: Any = site.experts
-            undo.set(weights, "_fewstep_packed", packed(weights.gate_up_proj, weights.down_proj))
+            undo.callback(delattr, weights, "_fewstep_packed")
+            weights._fewstep_packed = packed(weights.gate_up_proj, weights.down_proj)
 
 
 def fastest(model: Any, call: Callable[[], Result], names: Sequence[str] = MANY_TOKENS) -> Result:

@@ -1,0 +1,115 @@
+"""Model families: what fewstep knows about one kind of model, one module each. Imports no torch.
+
+=============  ========================================================================================
+module         models
+=============  ========================================================================================
+`causal_lm`    Llama-like language models with full attention: prefill, decode, KV cache
+`masked_lm`    masked diffusion language models (LLaDA, Dream) as stock transformers models
+`vlm`          language models that read pictures: modalities of tokens, inputs from pictures and text
+`moe`          mixtures of experts, whatever else the model is: sites, exchangeable experts, counting
+`wan`          Wan text-to-video pipelines and their transformer: velocity, latents, prompts
+`wan_vae`      the video VAE of Wan: whole clips to latents and back
+=============  ========================================================================================
+
+A method imports the family that it works on. Where only a model is at hand, as in training, `of` finds it by class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Any, Protocol
+
+from ..errors import UnsupportedModelError
+
+BY_CLASS: Mapping[str, str] = {
+    "AutoencoderKLWan": "wan_vae",
+    "WanPipeline": "wan",
+    "WanTransformer3DModel": "wan",
+}
+"""Module by class name of a model or pipeline, for families that are found by a model alone."""
+BY_MODEL_TYPE: Mapping[str, str] = {"llada": "masked_lm", "Dream": "masked_lm"}
+"""Module by ``model_type`` of a ``config.json``, for checkpoints that transformers reads only with code of theirs."""
+
+
+class Family(Protocol):
+    """Functions of every family module."""
+
+    def check(self, model: Any) -> Any:
+        """Return the part of `model` that methods change.
+
+        Raises:
+            UnsupportedModelError: the model is of another kind; one sentence says what was found and what is supported.
+        """
+
+    def tiny(self) -> Any:
+        """A random model of the real class, built from code: for mechanics only, no claim about quality."""
+
+
+class Denoiser(Family, Protocol):
+    """Functions of families whose networks are trained by flow matching; `fewstep.train` asks them alone."""
+
+    NEGATIVE: str
+    """Default prompt that guidance leads away from."""
+    LORA_TARGETS: tuple[str, ...]
+    """Endings of the names of the layers that get LoRA adapters by default."""
+    KNOWN: Mapping[str, Architecture]
+    """Sizes by hub id, for plans that download nothing."""
+
+    def velocity(self, network: Any, noisy: Any, sigma: Any, cond: Any) -> Any:
+        """Call the network: velocity ``[B, C, F, H, W]`` at noise levels `sigma` ``[B]``, given conditions."""
+
+    def encode_prompts(self, pipe: Any, prompts: Sequence[str], tokens: int) -> Any:
+        """Conditions ``[B, T, d]`` as the pipeline itself makes them, padding zeroed."""
+
+    def architecture(self, pipe: Any) -> Architecture:
+        """Sizes of a loaded pipeline."""
+
+    def architecture_of_folder(self, folder: Any) -> Architecture:
+        """Sizes of a pipeline folder, from its configuration files alone."""
+
+    def decode(self, pipe: Any, latents: Any) -> Any:
+        """Videos ``[B, F, 3, H, W]`` with values in [0, 1]."""
+
+
+class Architecture(Protocol):
+    """Sizes of a denoiser, enough to count what it would take."""
+
+    @property
+    def text_width(self) -> int:
+        """Width of a prompt embedding."""
+
+    def latent(self, frames: int, height: int, width: int) -> tuple[int, ...]:
+        """Shape of the latent of one video.
+
+        Raises:
+            ValueError: the video does not divide into latents and patches.
+        """
+
+    def meta_network(self) -> Any:
+        """The network on the meta device."""
+
+
+def of(model: Any) -> Any:
+    """Return the family module of a model or pipeline, found by its class or a base of it.
+
+    Raises:
+        UnsupportedModelError: no family has models of that class.
+    """
+    for cls in type(model).__mro__:
+        if cls.__name__ in BY_CLASS:
+            return by_name(BY_CLASS[cls.__name__])
+    raise UnsupportedModelError(
+        f"{type(model).__name__} is of no model family that is found by class; there are {', '.join(BY_CLASS)}"
+    )
+
+
+def denoisers() -> list[Any]:
+    """Modules of the families that are trained by flow matching."""
+    modules = [by_name(name) for name in dict.fromkeys(BY_CLASS.values())]
+    return [module for module in modules if hasattr(module, "velocity")]
+
+
+def by_name(name: str) -> Any:
+    """Return a family module by its name, a value of `BY_CLASS` or `BY_MODEL_TYPE`."""
+    return import_module(f".{name}", __name__)

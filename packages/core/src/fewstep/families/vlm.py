@@ -1,0 +1,168 @@
+"""Language models that read pictures, and those that do not: modalities of their tokens, and their inputs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int8
+from torch import Tensor
+
+from ..contract import Loaded
+from ..data.images import read_image
+from ..errors import FewstepError, UnsupportedModelError
+from .inputs import PromptInputs
+
+PADDING, OTHER, TEXT, VISION = -1, 0, 1, 2
+"""Modality of a token; `OTHER` are special tokens."""
+NAMES = {TEXT: "text", VISION: "vision"}
+_VISION_IDS = ("image_token_id", "video_token_id", "image_token_index", "media_placeholder_token_id")
+_SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "vision_start_token_id", "vision_end_token_id")
+
+
+def check(model: Any) -> Any:
+    """Return the text decoder of a model that reads pictures.
+
+    Raises:
+        UnsupportedModelError: its configuration names no picture token.
+    """
+    if not hasattr(model, "config") or not vision_ids(model):
+        raise UnsupportedModelError(f"{type(model).__name__} reads no pictures: its configuration names no image token")
+    return model.get_decoder()
+
+
+def _ids(model: Any, names: tuple[str, ...]) -> tuple[int, ...]:
+    """Token ids that the configurations of `model` hold under these names."""
+    text = getattr(model.config, "text_config", None)
+    ids: set[int] = set()
+    for config in (model.config, text, getattr(model, "generation_config", None)):
+        for name in names:
+            value = getattr(config, name, None)
+            ids |= {value} if isinstance(value, int) else set(value or ())
+    return tuple(sorted(ids))
+
+
+def special_ids(model: Any) -> tuple[int, ...]:
+    """Ids of begin, end, padding and the tokens around pictures, as far as the configurations name them."""
+    return _ids(model, _SPECIAL_IDS)
+
+
+def vision_ids(model: Any) -> tuple[int, ...]:
+    """Placeholders of pictures and videos; empty for a model that reads text alone."""
+    return _ids(model, _VISION_IDS)
+
+
+def modality(kwargs: Mapping[str, Any], special: tuple[int, ...], vision: tuple[int, ...]) -> Int8[Tensor, "b s"]:
+    """Tell -1 padding, 0 other (special tokens), 1 text, 2 vision, for each token of a call of the model.
+
+    Args:
+        kwargs: what the model is called with: ``input_ids``, ``mm_token_type_ids``, ``attention_mask``, ...
+        special: ids of special tokens.
+        vision: ids of placeholders.
+
+    Raises:
+        ValueError: there are embeddings instead of ids, and nothing that says which are vision.
+    """
+    ids, embeds = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
+    types, tokens = kwargs.get("mm_token_type_ids"), ids if ids is not None else embeds
+    if tokens is None:
+        raise ValueError("the model was called without input_ids and inputs_embeds: modalities cannot be told")
+    if ids is None and types is None and vision:
+        raise ValueError(
+            "with inputs_embeds and no input_ids pass mm_token_type_ids (0 text, 1 image, 2 video): text and vision "
+            "tokens are treated differently"
+        )
+    kind = torch.full(tokens.shape[:2], TEXT, dtype=torch.int8, device=tokens.device)
+    if types is not None and types.shape == kind.shape:
+        kind[types > 0] = VISION
+    if ids is not None:
+        kind[torch.isin(ids, torch.tensor(special, device=ids.device))] = OTHER
+        kind[torch.isin(ids, torch.tensor(vision, device=ids.device))] = VISION
+    mask = kwargs.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        kind[mask[:, -kind.shape[1] :] == 0] = PADDING
+    return kind
+
+
+def inputs(loaded: Loaded, prompt: str, pictures: Sequence[Path] = (), answer: str | None = None) -> dict[str, Any]:
+    """Keyword arguments of the model for one prompt, with its pictures, and with the answer where there is one.
+
+    Raises:
+        BadFileError: a picture cannot be read.
+        FewstepError: the model has no processor, or reads no pictures.
+    """
+    processor = loaded.processor
+    if processor is None:
+        raise FewstepError(f"{loaded.name} has no tokenizer or processor")
+    if pictures and not hasattr(processor, "image_processor"):
+        raise FewstepError(f"{loaded.name} reads no pictures; leave the image out")
+    images = [read_image(path) for path in pictures]
+    content: Any = prompt
+    if hasattr(processor, "image_processor"):
+        content = [*({"type": "image"} for _ in images), {"type": "text", "text": prompt}]
+    messages = [{"role": "user", "content": content}]
+    messages += [{"role": "assistant", "content": answer}] if answer is not None else []
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None):
+        text = processor.apply_chat_template(messages, add_generation_prompt=answer is None, tokenize=False)
+    else:
+        text = prompt if answer is None else f"{prompt} {answer}"
+    more = {"images": images} if images else {}
+    return dict(processor(text=[text], return_tensors="pt", **more))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask(PromptInputs):
+    """Ask a question about a picture, a document, or neither."""
+
+    image: tuple[Path, ...] = ()
+    """Pictures that come before the question."""
+    max_new_tokens: int = 64
+    """Most tokens of the answer."""
+    compare: bool = False
+    """Answer with the unchanged model too."""
+
+    def __post_init__(self) -> None:
+        if not self.prompt.strip():
+            raise ValueError("the prompt is empty")
+        super().__post_init__()
+
+    def __call__(self, loaded: Loaded, method: Any) -> None:
+        """Print the answer, then what the method did to get it."""
+        document = self.document()
+        prompt = f"{document.rstrip()}\n\n{self.prompt}" if document else self.prompt
+        arguments = inputs(loaded, prompt, self.image)
+        _refuse_unknown_words(loaded, prompt)
+        dense = self._answer(loaded, arguments)[0] if self.compare else None
+        with method.apply(loaded.model) as applied:
+            answer, seconds = self._answer(loaded, arguments)
+            facts = {"seconds": round(seconds, 3), **applied.stats()}
+        print(answer)
+        self.finish(answer, method, ({"unchanged model": dense} if dense is not None else {}) | facts)
+
+    @torch.inference_mode()
+    def _answer(self, loaded: Loaded, arguments: dict[str, Any]) -> tuple[str, float]:
+        start = time.perf_counter()
+        here = {name: value.to(loaded.model.device) for name, value in arguments.items()}
+        full = loaded.model.generate(**here, max_new_tokens=self.max_new_tokens, do_sample=False)
+        new = full[0, arguments["input_ids"].shape[1] :]
+        return loaded.processor.decode(new, skip_special_tokens=True).strip(), time.perf_counter() - start
+
+
+def _refuse_unknown_words(loaded: Loaded, prompt: str) -> None:
+    """Refuse words that a tokenizer of a closed vocabulary does not have.
+
+    Raises:
+        FewstepError: some are unknown; the message names them.
+    """
+    tokenizer = getattr(loaded.processor, "tokenizer", loaded.processor)
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if unknown is None:
+        return
+    words = [word for word in prompt.split() if unknown in tokenizer(word, add_special_tokens=False)["input_ids"]]
+    if words:
+        raise FewstepError(f"{loaded.name} does not know {', '.join(words)}; see its README for what it can be asked")
