@@ -1,4 +1,4 @@
-"""The lazy visiting card of a method, recipe, loader, task or kernel. Imports no torch."""
+"""`Card`: name, summary and import target of a method, recipe, loader, task or kernel. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ hookimpl = pluggy.HookimplMarker("fewstep")
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What ``fewstep list`` knows about a thing before anything heavy is imported.
+    """Name, summary and import target of a thing, known before anything heavy is imported.
 
     Targets are strings ``"module:Name"`` that are imported only when the thing is used.
     """
@@ -29,7 +29,7 @@ class Card:
     paper: str | None = None
     """arXiv identifier, for example ``2508.06447``; None for things that no paper describes."""
     models: tuple[str, ...] = ()
-    """What it supports: architecture classes (methods) or model names (loaders)."""
+    """Supported architecture classes (methods), or classes of the model (loaders)."""
     saved: Mapping[str, str] = field(default_factory=dict)
     """Models only: saved methods that come with one, ``"package:folder"`` by the method's name."""
     run: str | None = None

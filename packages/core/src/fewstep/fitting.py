@@ -1,4 +1,4 @@
-"""What `fewstep fit` needs in every package: a journal of finished pieces on disk, and a progress bar."""
+"""Parts of every long fit: a journal of finished pieces on disk, and a progress bar."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Journal:
         self._known["settings"] = self._known.pop('"settings"', None)
 
     def get(self, key: Any) -> Any:
-        """The value of `key`, or None."""
+        """Return the value of `key`, or None."""
         return self._known.get(json.dumps(key))
 
     def put(self, key: Any, value: Any) -> Any:
@@ -66,8 +66,8 @@ class Journal:
             with open(self.path, "ab", buffering=0) as file:
                 file.write(line.encode() + b"\n")
                 os.fsync(file.fileno())
-        self._known[json.dumps(key)] = found = json.loads(line)[1]
-        return found
+        self._known[json.dumps(key)] = stored = json.loads(line)[1]
+        return stored
 
 
 @contextmanager

@@ -23,7 +23,7 @@ class Method(ABC):
     name: ClassVar[str]
     """The name of its card."""
     seams: ClassVar[frozenset[str]]
-    """What it occupies of a model: ``"hidden-tokens"``, ``"attention"``, ``"experts"``, ``"scheduler"``, ..."""
+    """Parts of a model that it occupies: ``"hidden-tokens"``, ``"attention"``, ``"experts"``, ``"scheduler"``, ..."""
     formats: ClassVar[tuple[Card, ...]] = ()
     """Formats of other programs that ``fewstep export`` writes. A target is a dataclass of options that is called with
     the method and a folder, and returns notes for the user."""

@@ -1,4 +1,4 @@
-"""What core itself lists, through the same hooks as every plug-in."""
+"""Cards of core itself, listed through the same hooks as every plug-in."""
 
 from .cards import Card, hookimpl
 

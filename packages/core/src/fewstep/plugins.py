@@ -42,17 +42,17 @@ class Plugins:
         Raises:
             FewstepError: two plug-ins use one name; the message names both distributions.
         """
-        found: dict[str, tuple[Card, str]] = {}
+        cards: dict[str, tuple[Card, str]] = {}
         for impl in reversed(getattr(self.manager.hook, hook).get_hookimpls()):
             origin = self.distributions.get(impl.plugin_name, impl.plugin_name)
             for card in self._call(impl.function, impl.plugin_name, origin):
-                if card.name in found:
+                if card.name in cards:
                     raise FewstepError(
-                        f"{found[card.name][1]} and {origin} both provide {hook.removeprefix('fewstep_')} named "
+                        f"{cards[card.name][1]} and {origin} both provide {hook.removeprefix('fewstep_')} named "
                         f"{card.name!r}; uninstall one of them, or choose with FEWSTEP_PLUGINS"
                     )
-                found[card.name] = (card, origin)
-        return {name: card for name, (card, _) in sorted(found.items())}
+                cards[card.name] = (card, origin)
+        return {name: card for name, (card, _) in sorted(cards.items())}
 
     def _call(self, function: Callable, name: str, origin: str) -> list[Card]:
         try:

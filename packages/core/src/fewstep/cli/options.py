@@ -1,4 +1,4 @@
-"""Options that several verbs share, and how they are turned into a model and a method."""
+"""Options that several verbs share, and the model and method that they name."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ModelOptions:
     model: str
     """A name from `fewstep list`, a local folder, or a hub id."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of weights and activations."""
+    """Dtype of weights and activations."""
     device: str = "auto"
     """cpu, cuda, cuda:1; auto takes the GPU where there is one."""
     threads: int = field(default_factory=available_cores)

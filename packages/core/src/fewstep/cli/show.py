@@ -23,8 +23,8 @@ RESULTS = Path("results")
 
 def show(words: list[str]) -> int:
     """Print everything about one name; a name that several kinds share is shown for each."""
-    found = {kind: collect() for kind, collect in KINDS.items()}
-    everything = {name: card for cards in found.values() for name, card in cards.items()}
+    by_kind = {kind: collect() for kind, collect in KINDS.items()}
+    everything = {name: card for cards in by_kind.values() for name, card in cards.items()}
     card, rest = named("show", words, "name", everything)
     if rest and set(rest) & {"-h", "--help"}:
         print(
@@ -37,7 +37,7 @@ def show(words: list[str]) -> int:
         return _describe(card, Path(rest[1]).expanduser())
     if rest:
         raise FewstepError(f"`fewstep show` takes one name and --model FOLDER, found {' '.join(rest)!r} after the name")
-    for kind, cards in found.items():
+    for kind, cards in by_kind.items():
         if card.name in cards:
             _show(kind, cards[card.name])
     return 0
@@ -110,7 +110,7 @@ def _default(field: dataclasses.Field) -> str:
 
 def docstrings(cls: type) -> dict[str, str]:
     """The string below each field in the source of `cls` and its bases, each in one line."""
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if not dataclasses.is_dataclass(base):
             continue
@@ -124,8 +124,8 @@ def docstrings(cls: type) -> dict[str, str]:
                 and isinstance(below, ast.Expr)
                 and isinstance(below.value, ast.Constant)
             ):
-                found[ast.unparse(field.target)] = " ".join(str(below.value.value).split())
-    return found
+                texts[ast.unparse(field.target)] = " ".join(str(below.value.value).split())
+    return texts
 
 
 def _show_measured(kind: str, name: str) -> None:

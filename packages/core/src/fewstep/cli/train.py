@@ -27,7 +27,7 @@ def _share() -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """Where a run lives, and on what."""
+    """Folder, device and threads of a run."""
 
     out: Path | None = None
     """Folder of the run: settings, log, checkpoints, sample grids and the student; default: runs/NAME."""

@@ -46,7 +46,7 @@ def fit(words: list[str]) -> int:
         raise FewstepError(f"{card.name} has nothing to fit to a model; methods that do: {fittable}")
     groups = [Group("model", FitOptions), Group("fit", import_target(card.fit), "fit")]
     options, fitting = parse(f"fewstep fit {card.name}", card.summary, words, groups)
-    options.out.mkdir(parents=True, exist_ok=True)  # found out before the work, not after it
+    options.out.mkdir(parents=True, exist_ok=True)  # fails before the work, not after it
     method = fitting(options.load(), options.out)
     method.save_pretrained(options.out)
     lines = [(field.name, str(getattr(method, field.name))) for field in dataclasses.fields(method)]

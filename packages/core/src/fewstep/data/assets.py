@@ -34,24 +34,24 @@ class Asset:
             BadFileError: it is there but of another size.
         """
         for root in self._roots():
-            found = root / self.file
-            if found.is_file():
-                if (size := found.stat().st_size) != self.size:
+            path = root / self.file
+            if path.is_file():
+                if (size := path.stat().st_size) != self.size:
                     raise BadFileError(
-                        f"{found} has {size} bytes instead of {self.size}: it is truncated or another version; "
+                        f"{path} has {size} bytes instead of {self.size}: it is truncated or another version; "
                         f"install it again with: {self.install}"
                     )
-                return found
+                return path
         raise AssetMissing(f"{self.name} is not on this machine; install it with: {self.install}")
 
     def verify(self) -> Path:
         """Like `path`, and the content is compared with `sha256` (about a second per 300 MB)."""
-        found = self.path()
-        with open(found, "rb") as file:
+        path = self.path()
+        with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest != self.sha256:
-            raise BadFileError(f"{found} is damaged (its sha256 differs); install it again with: {self.install}")
-        return found
+            raise BadFileError(f"{path} is damaged (its sha256 differs); install it again with: {self.install}")
+        return path
 
     def _roots(self) -> list[Path]:
         spec = importlib.util.find_spec(self.package)  # a top-level name: does not import it
@@ -60,7 +60,7 @@ class Asset:
 
 
 def cache_folder() -> Path:
-    """Where fewstep keeps what it can make again: ``FEWSTEP_CACHE``, or the user's cache directory."""
+    """Folder of files that fewstep can make again: ``FEWSTEP_CACHE``, or the user's cache directory."""
     from platformdirs import user_cache_path
 
     chosen = os.environ.get("FEWSTEP_CACHE")

@@ -1,4 +1,4 @@
-"""What every method must do, whatever it does: inherit `MethodSuite`, return a `Case` from the fixture ``case``."""
+"""Conformance suite of methods: inherit `MethodSuite`, and return a `Case` from the fixture ``case``."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import plugins
+from ..cards import import_target
 from ..errors import FewstepError, SeamConflictError, UnsupportedModelError
 from ..method import Method
 
@@ -29,7 +30,7 @@ class Case:
     call: Callable[[Any], Tensor]
     """Runs the model and returns its output; must be deterministic for a given model."""
     compiled: Callable[[Any], Tensor] | None = None
-    """How to call a compiled model, where it differs from `call`."""
+    """Call of a compiled model, where it differs from `call`."""
 
 
 class MethodSuite:
@@ -70,7 +71,7 @@ class MethodSuite:
 
     def test_identity_equals_the_unchanged_model(self, case: Case):
         if (identity := case.method.identity()) is None:
-            return
+            pytest.skip("no identity setting")
         dense = case.call(case.model)
         with identity.apply(case.model):
             torch.testing.assert_close(case.call(case.model), dense, rtol=1e-5, atol=1e-5)
@@ -122,6 +123,19 @@ class MethodSuite:
             with _compiled(case.model) as compiled:
                 torch.testing.assert_close(call(compiled), eager)
 
+    def test_offers_keep_their_protocols(self, case: Case):
+        card = plugins.methods()[case.method.name]
+        for target, parameters in ((card.run, ("loaded", "method")), (card.fit, ("loaded", "out"))):
+            if target is not None:
+                offered = import_target(target)
+                assert dataclasses.is_dataclass(offered)
+                assert tuple(inspect.signature(offered.__call__).parameters) == ("self", *parameters)
+        if card.show is not None:
+            assert tuple(inspect.signature(import_target(card.show)).parameters) == ("config", "folder")
+        with case.method.apply(case.model) as applied:
+            case.call(case.model)
+            assert all(isinstance(name, str) for name in applied.stats())
+
     def test_every_field_has_a_default_or_is_documented(self, case: Case):
         classes = [cls for cls in type(case.method).__mro__ if dataclasses.is_dataclass(cls)]
         source = "".join(map(inspect.getsource, classes))  # inherited fields are documented where they are declared
@@ -152,16 +166,16 @@ def _compiled(model: Any) -> Iterator[Any]:
 
 
 def _state(model: Any) -> dict[str, Tensor]:
-    found = {prefix: network.state_dict() for prefix, network in _modules(model).items()}
-    return {prefix + name: value.clone() for prefix, state in found.items() for name, value in state.items()}
+    states = {prefix: network.state_dict() for prefix, network in _modules(model).items()}
+    return {prefix + name: value.clone() for prefix, state in states.items() for name, value in state.items()}
 
 
 def _attributes(model: Any) -> dict[str, Any]:
     """Everything an `apply` could leave behind: attribute names, hooks, types and configuration of every module."""
-    found = {} if isinstance(model, nn.Module) else {"pipeline": _of_pipeline(model)}
+    attributes = {} if isinstance(model, nn.Module) else {"pipeline": _of_pipeline(model)}
     for prefix, network in _modules(model).items():
-        found |= {prefix + name: _of_module(module) for name, module in network.named_modules()}
-    return found
+        attributes |= {prefix + name: _of_module(module) for name, module in network.named_modules()}
+    return attributes
 
 
 def _of_module(module: nn.Module) -> tuple:

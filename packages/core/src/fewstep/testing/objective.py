@@ -24,7 +24,7 @@ class ObjectiveCase:
 
 
 class ObjectiveSuite:
-    """What every objective must do, so that the loop can train, shard, repeat and resume it.
+    """Requirements on every objective, so that the loop can train, shard, repeat and resume it.
 
     ::
 

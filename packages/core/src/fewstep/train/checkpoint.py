@@ -135,16 +135,16 @@ def read_state(path: Path) -> dict[str, Any]:
         raise BadFileError(f"the checkpoint {path} is damaged: {error}; remove it to use the one before") from error
 
 
-def check_names(found: set[str], expected: set[str], where: Path | str) -> None:
+def check_names(names: set[str], expected: set[str], where: Path | str) -> None:
     """Refuse missing and extra names.
 
     Raises:
         BadFileError: the first that is missing or extra is named.
     """
-    for what, names in (("lacks", sorted(expected - found)), ("has the unknown", sorted(found - expected))):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise BadFileError(f"{where} {what} {names[0]}{more}")
+    for what, wrong in (("lacks", sorted(expected - names)), ("has the unknown", sorted(names - expected))):
+        if wrong:
+            more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+            raise BadFileError(f"{where} {what} {wrong[0]}{more}")
 
 
 def _fill(file: Path, values: Mapping[str, Tensor]) -> None:

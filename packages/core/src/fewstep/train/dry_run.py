@@ -22,7 +22,7 @@ from .sharding import blocks
 
 RANKS = (1, 8, 32)
 LORA_RANK = 64
-"""Of the LoRA variant of a recipe that trains all weights."""
+"""Rank of the LoRA variant of a recipe that trains all weights."""
 
 
 @dataclass(frozen=True, kw_only=True)

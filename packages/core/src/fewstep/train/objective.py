@@ -23,7 +23,7 @@ class Batch:
     uncond: Any
     """Those of the negative prompt, ``[1, T, d]``."""
     shape: tuple[int, ...]
-    """Of one latent: ``(C, F, H, W)``."""
+    """Shape of one latent: ``(C, F, H, W)``."""
     generator: torch.Generator
     """Differs between micro-batches and ranks: noise, score times. On the device of the latents."""
     shared: torch.Generator
@@ -51,7 +51,7 @@ class Data(Protocol):
     """Source of conditions, and for some objectives of clean latents."""
 
     shape: tuple[int, ...]
-    """Of one latent: ``(C, F, H, W)``."""
+    """Shape of one latent: ``(C, F, H, W)``."""
 
     @property
     def uncond(self) -> Any:

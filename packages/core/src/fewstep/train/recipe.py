@@ -46,7 +46,7 @@ class Recipe(ABC):
     accumulate: int = 1
     """Micro-batches whose gradients are averaged before an update."""
     seed: int = 0
-    """Of all chance in this run."""
+    """Seed of all chance in this run."""
     clip: float = 10.0
     """Gradients of a role are scaled down to this norm."""
     ema: float = 0.0
