@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fewstep.testing.cli import run_command_line
 
 PLUGIN = """
 from fewstep.cards import Card, hookimpl
@@ -212,11 +213,11 @@ def environment(toy: Path) -> Callable[..., dict[str, str]]:
 
 
 @pytest.fixture
-def fewstep(tmp_path: Path, environment: Callable) -> Callable[..., subprocess.CompletedProcess]:
-    """Run ``python -m fewstep`` in an empty folder."""
+def fewstep(tmp_path: Path, toy: Path, environment: Callable) -> Callable[..., subprocess.CompletedProcess]:
+    """Run ``fewstep`` in an empty folder, in a process of its own."""
 
     def run(*words: str | Path, sites: tuple[Path, ...] = (), **extra: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "fewstep", *map(str, words)]
-        return subprocess.run(command, cwd=tmp_path, env=environment(*sites, **extra), capture_output=True, text=True)
+        env = environment(*sites, **extra)
+        return run_command_line(words, tmp_path, env=env, sites=(*sites, toy))
 
     return run
