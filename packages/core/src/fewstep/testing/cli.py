@@ -1,4 +1,4 @@
-"""Run the command line in subprocesses that are forked from one warm process: each is fresh, none imports torch again."""
+"""Run the command line in processes forked from one warm process: each is fresh, none imports torch again."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _main(words: list[str], folder: str, env: dict[str, str], sites: list[str], 
     for number, path in ((1, out), (2, err)):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(descriptor, number)
-    sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
     for name in [name for name in os.environ if name.startswith("FEWSTEP_")]:
         del os.environ[name]
     os.environ |= env
