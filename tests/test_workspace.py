@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -98,3 +99,28 @@ def test_no_file_holds_a_path_of_one_machine():
 
 def test_the_table_in_the_readme_shows_the_committed_rows():
     assert check_readme(ROOT / "README.md", ROOT / "results"), "run `fewstep report results --readme README.md`"
+
+
+def remote_code_is_refused(call: ast.Call) -> bool:
+    words = {keyword.arg: keyword.value for keyword in call.keywords}
+    if None in words and "trust_remote_code" not in words:  # **source: the mapping must say so beside it
+        return True
+    value = words.get("trust_remote_code")
+    return isinstance(value, ast.Constant) and value.value is False
+
+
+def test_every_loading_call_refuses_code_of_a_checkpoint():
+    """Classes that are looked up (``Auto*``, pipelines) could run it; transformers asks on stdin unless told."""
+    wrong, calls = [], 0
+    for file in sorted(
+        [*ROOT.glob("packages/*/src/**/*.py"), *ROOT.glob("scripts/*.py"), *ROOT.glob("benchmarks/*.py")]
+    ):
+        for call in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute):
+                continue
+            owner = ast.unparse(call.func.value)
+            looked_up = "Auto" in owner.rpartition(".")[2][:4] or owner.endswith("DiffusionPipeline")
+            if call.func.attr in ("from_pretrained", "from_config") and looked_up and "AutoencoderKL" not in owner:
+                calls += 1
+                wrong += [] if remote_code_is_refused(call) else [f"{file.relative_to(ROOT)}:{call.lineno}"]
+    assert calls >= 6 and not wrong

@@ -202,3 +202,31 @@ def test_a_single_network_of_diffusers_loads_from_its_folder(tmp_path):
     (tmp_path / "vae" / "config.json").write_text('{"_class_name": "NoSuchVAE"}')
     with pytest.raises(BadFileError, match="NoSuchVAE"):
         load(str(tmp_path / "vae"))
+
+
+HOSTILE = "import pathlib; pathlib.Path(__file__).with_name('ran').touch()\n"
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("model_type", ["llama", "unheard_of"])
+def test_code_that_comes_with_a_checkpoint_is_never_run(folder: Path, file: str, model_type: str, monkeypatch):
+    """Not even when standard input says yes: the first line of a piped prompt would."""
+    import io
+
+    for name in ("modeling_x", "configuration_x", "tokenization_x"):
+        (folder / f"{name}.py").write_text(HOSTILE)
+    config = json.loads((folder / file).read_text())
+    if file == "config.json":
+        config |= {"auto_map": {"AutoConfig": "configuration_x.X", "AutoModelForCausalLM": "modeling_x.X"}}
+        config |= {"model_type": model_type}
+    else:
+        config |= {"auto_map": {"AutoTokenizer": ["tokenization_x.X", "tokenization_x.X"]}, "tokenizer_class": "X"}
+    (folder / file).write_text(json.dumps(config))
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\ny\ny\n"))
+    try:
+        load(str(folder))
+    except BadFileError as error:
+        assert "\n" not in str(error)
+    else:
+        assert (file, model_type) != ("config.json", "unheard_of")
+    assert not (folder / "ran").exists()

@@ -66,19 +66,42 @@ def _transformer(folder: Path, name: str, dtype: Any, device: str, weights: Weig
 
         model, processor = llada_format.read(folder, dtype=dtype, device=device)
         return Loaded(model=model, name=name, processor=processor, weights=weights)
+    _refuse_own_code(folder)
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     architecture = (config.architectures or [""])[0]
     cls = getattr(transformers, architecture, None)
     if cls is None:
         raise BadFileError(f"{folder} asks for {architecture or 'no architecture'}, which transformers does not have")
     model, info = cls.from_pretrained(
-        folder, dtype=dtype, use_safetensors=True, output_loading_info=True, local_files_only=True
+        folder,
+        dtype=dtype,
+        use_safetensors=True,
+        output_loading_info=True,
+        local_files_only=True,
+        trust_remote_code=False,
     )
     if missing := sorted(info["missing_keys"]):
         raise BadFileError(f"{folder} lacks {len(missing)} weights of {architecture}, for example {missing[0]}")
     text_only = architecture.endswith("ForCausalLM")
     processor = _processor(folder, text_only) if _has_processor(folder) else None
     return Loaded(model=model.to(device).eval(), name=name, processor=processor, weights=weights)
+
+
+def _refuse_own_code(folder: Path) -> None:
+    """Refuse a model type that only code of the folder itself could build, before transformers asks to run it.
+
+    Raises:
+        BadFileError: the configuration names such code, and transformers has no class of that type.
+    """
+    from transformers import CONFIG_MAPPING
+
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if isinstance(config, dict) and config.get("auto_map") and kind not in CONFIG_MAPPING:
+        raise BadFileError(
+            f"{folder} is a {kind!r} model that needs code of its own folder (auto_map in config.json), which fewstep "
+            "never runs; a model type that transformers has is needed"
+        )
 
 
 def _processor(folder: Path, text_only: bool) -> Any:
@@ -92,7 +115,7 @@ def _processor(folder: Path, text_only: bool) -> Any:
         named = json.loads(settings.read_text(encoding="utf-8")).get("processor_class", "")
         cls = getattr(transformers, named, None)
         if cls is not None and "video_processor" in cls.get_attributes():
-            return without_video(cls).from_pretrained(folder, local_files_only=True)
+            return without_video(cls).from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     return transformers.AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
@@ -152,7 +175,9 @@ def _pipeline(folder: Path, name: str, dtype: Any, device: str, weights: Weights
         diffusers.utils.logging.disable_progress_bar()
     # diffusers saves a pipeline without a VAE, but loads it only when told so
     absent = {part: None for part, source in index.items() if source == [None, None]}
-    pipe = diffusers.DiffusionPipeline.from_pretrained(folder, dtype=dtype, use_safetensors=True, **absent)
+    pipe = diffusers.DiffusionPipeline.from_pretrained(
+        folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, **absent
+    )
     return Loaded(model=pipe.to(device), name=name, weights=weights)
 
 

@@ -68,7 +68,7 @@ def _dequantise(gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     log.warning("dequantising %s once, into %s", gguf.name, cache_folder())
-    source = {"gguf_file": gguf.name, "local_files_only": True}
+    source = {"gguf_file": gguf.name, "local_files_only": True, "trust_remote_code": False}
     plain = GgufConfig(dequantize=True)  # the default keeps quantised blocks that can be neither edited nor saved
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, quantization_config=plain, **source)
     model.save_pretrained(folder)

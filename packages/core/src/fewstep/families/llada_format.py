@@ -166,4 +166,4 @@ def _tokenizer(folder: Path, family: str) -> Any:
     if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
         return None
     cls = PreTrainedTokenizerFast if family == "llada" else Qwen2Tokenizer
-    return cls.from_pretrained(folder, local_files_only=True)
+    return cls.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

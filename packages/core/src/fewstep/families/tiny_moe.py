@@ -73,9 +73,9 @@ def tiny(family: str = "qwen3_vl_moe", *, seed: int = 0, **overrides: Any) -> An
         torch.manual_seed(seed)
         if family in TEXT_ONLY:
             config = AutoConfig.for_model(family, **{**_COMMON, **_OWN[family], **overrides})
-            made = AutoModelForCausalLM.from_config(config)
+            made = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         else:
-            made = AutoModelForImageTextToText.from_config(_with_pictures(family, overrides))
+            made = AutoModelForImageTextToText.from_config(_with_pictures(family, overrides), trust_remote_code=False)
         for name, weight in made.named_parameters():  # a router of zeros would make every token alike
             if name.endswith(("gate.weight", "router.weight")):
                 torch.nn.init.normal_(weight, std=0.3)
