@@ -192,3 +192,29 @@ def test_ctrl_c_before_the_first_pair_leaves_nothing(environment, tmp_path):
     code, _, errors = interrupted(environment(), tmp_path, "warm-up: skip", endless=0)
     assert (code, errors) == (130, "fewstep: interrupted\n")
     assert list((tmp_path / "results").iterdir()) == []
+
+
+def test_text_that_the_terminal_cannot_show_is_replaced(environment, tmp_path):
+    command = [sys.executable, "-m", "fewstep", "list"]
+    env = environment(PYTHONIOENCODING="ascii")
+    listed = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True)
+    assert listed.returncode == 0 and b"toy-net" in listed.stdout
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_change_nothing(environment, tmp_path, closed):
+    command = f"{sys.executable} -m fewstep bench skpi {closed}"
+    ended = subprocess.run(command, shell=True, cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr
+
+
+def test_a_fault_inside_a_method_is_one_line_with_a_way_to_see_more(fewstep, install, tmp_path):
+    faulty = "class X:\n    def __init__(self): raise KeyError('lost')\n"
+    files = {
+        "plugin.py": CARDS.format(name="faulty").replace("x:X", "faulty.x:make"),
+        "x.py": "make = 1 / 0\n" + faulty,
+    }
+    site = install(tmp_path / "site", "faulty", files)
+    refused(fewstep("show", "faulty", sites=(site,)), "`fewstep show faulty` failed: ZeroDivisionError", "TRACEBACK=1")
+    shown = fewstep("show", "faulty", sites=(site,), FEWSTEP_TRACEBACK="1")
+    assert "Traceback" in shown.stderr and shown.returncode == 2
