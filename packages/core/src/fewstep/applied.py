@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import Any, ClassVar, Protocol
 from weakref import WeakKeyDictionary
 
-from .errors import SeamConflictError
+from .errors import FewstepError, SeamConflictError
 
 _occupied: WeakKeyDictionary[Any, dict[str, str]] = WeakKeyDictionary()
 _ABSENT = object()
@@ -20,6 +20,16 @@ class Occupant(Protocol):
     """Name of its card."""
     seams: ClassVar[frozenset[str]]
     """Parts of a model that it occupies."""
+
+
+class _CopyRefusal:
+    """Stands in for the copying methods of a model while a method is applied to it."""
+
+    def __init__(self, model: str, method: str) -> None:
+        self.model, self.method = model, method
+
+    def __call__(self, *_: Any) -> Any:
+        raise FewstepError(f"this {self.model} has {self.method} applied: call .remove() before copying or pickling it")
 
 
 class Applied(ExitStack):
@@ -59,6 +69,9 @@ class Applied(ExitStack):
         for seam in method.seams:
             held[seam] = method.name
             self.callback(held.pop, seam)
+        for name in ("__deepcopy__", "__reduce_ex__"):  # a copy would share hooks and closures with this model
+            if name not in vars(model):
+                self.set(model, name, _CopyRefusal(type(model).__name__, method.name))
 
     def set(self, owner: Any, name: str, value: Any) -> None:
         """Set an attribute on `owner` itself; undoing restores it, or deletes it where `owner` had none of its own."""

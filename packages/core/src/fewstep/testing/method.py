@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -18,22 +17,11 @@ from .. import plugins
 from ..cards import import_target
 from ..errors import FewstepError, SeamConflictError, UnsupportedModelError
 from ..method import Method
+from .case import Case, modules
+from .surroundings import SurroundingsSuite
 
 
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """A method at a setting that changes the output, a tiny real model, and a call of it."""
-
-    method: Method
-    model: Any
-    """An ``nn.Module`` or a ``DiffusionPipeline``."""
-    call: Callable[[Any], Tensor]
-    """Runs the model and returns its output; must be deterministic for a given model."""
-    compiled: Callable[[Any], Tensor] | None = None
-    """Call of a compiled model, where it differs from `call`."""
-
-
-class MethodSuite:
+class MethodSuite(SurroundingsSuite):
     """Conformance of a method. Every test runs on the tiny model of the fixture ``case``."""
 
     def test_card_is_complete_and_loads(self, case: Case):
@@ -143,19 +131,12 @@ class MethodSuite:
             assert re.search(rf'    {field.name}:.*\n    """', source), f"{field.name} has no docstring below it"
 
 
-def _modules(model: Any) -> dict[str, nn.Module]:
-    """The model itself, or the networks of a pipeline."""
-    if isinstance(model, nn.Module):
-        return {"": model}
-    return {f"{name}.": part for name, part in model.components.items() if isinstance(part, nn.Module)}
-
-
 @contextmanager
 def _compiled(model: Any) -> Iterator[Any]:
     if isinstance(model, nn.Module):
         yield torch.compile(model, backend="eager")
         return
-    networks = _modules(model).values()
+    networks = modules(model).values()
     try:
         for network in networks:
             network.compile(backend="eager")
@@ -166,14 +147,14 @@ def _compiled(model: Any) -> Iterator[Any]:
 
 
 def _state(model: Any) -> dict[str, Tensor]:
-    states = {prefix: network.state_dict() for prefix, network in _modules(model).items()}
+    states = {prefix: network.state_dict() for prefix, network in modules(model).items()}
     return {prefix + name: value.clone() for prefix, state in states.items() for name, value in state.items()}
 
 
 def _attributes(model: Any) -> dict[str, Any]:
     """Everything an `apply` could leave behind: attribute names, hooks, types and configuration of every module."""
     attributes = {} if isinstance(model, nn.Module) else {"pipeline": _of_pipeline(model)}
-    for prefix, network in _modules(model).items():
+    for prefix, network in modules(model).items():
         attributes |= {prefix + name: _of_module(module) for name, module in network.named_modules()}
     return attributes
 

@@ -1,0 +1,145 @@
+"""Conformance of an applied model with its surroundings: saving, copies, threads, offloading, wrappers."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ..errors import FewstepError
+from .case import Case, modules
+
+
+class SurroundingsSuite:
+    """Each test lets the method do right or refuse in one sentence; a broken model or a wrong answer is neither."""
+
+    def test_a_model_saved_while_applied_loads_whole(self, case: Case, tmp_path: Path):
+        dense = case.call(case.model)
+        with case.method.apply(case.model):
+            applied = case.call(case.model)
+            try:
+                case.model.save_pretrained(tmp_path / "saved")
+            except FewstepError as refusal:
+                return one_sentence(refusal)
+        loaded = type(case.model).from_pretrained(tmp_path / "saved")
+        loaded = loaded.eval() if isinstance(loaded, nn.Module) else loaded
+        again = case.call(loaded)
+        assert any(same(again, known) for known in (dense, applied))
+
+    def test_the_state_dict_while_applied_is_that_of_the_model(self, case: Case):
+        before = {prefix: sizes(network) for prefix, network in modules(case.model).items()}
+        with case.method.apply(case.model):
+            after = {prefix: sizes(network) for prefix, network in modules(case.model).items()}
+        assert before == after
+
+    def test_safetensors_written_while_applied_load_into_the_model(self, case: Case, tmp_path: Path):
+        from safetensors.torch import load_model, save_model
+
+        with case.method.apply(case.model):
+            for number, network in enumerate(modules(case.model).values()):
+                save_model(network, str(tmp_path / f"{number}.safetensors"))
+        for number, network in enumerate(modules(case.model).values()):
+            load_model(network, tmp_path / f"{number}.safetensors")
+
+    @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+    def test_a_copy_of_an_applied_model_is_unapplied_or_refused(self, case: Case, duplicate: Callable):
+        dense = case.call(case.model)
+        with case.method.apply(case.model):
+            applied = case.call(case.model)
+            try:
+                twin = duplicate(case.model)
+            except FewstepError as refusal:
+                one_sentence(refusal)
+            else:
+                assert same(case.call(twin), dense)
+            assert same(case.call(case.model), applied)
+        assert same(case.call(case.model), dense)
+
+    def test_threads_with_different_inputs_do_not_meet(self, case: Case):
+        """Four threads on one applied model; state that one call leaves must not reach another."""
+        calls = (case.call, *case.others)
+        with case.method.apply(case.model):
+            alone = [call(case.model) for call in calls]
+            wrong: list[str] = []
+
+            def work(start: int) -> None:
+                try:
+                    for turn in range(3 * len(calls)):
+                        number = (start + turn) % len(calls)
+                        if not same(calls[number](case.model), alone[number]):
+                            wrong.append(f"call {number} gave another answer")
+                except Exception as error:  # reported by the main thread
+                    wrong.append(f"{type(error).__name__}: {error}")
+
+            threads = [threading.Thread(target=work, args=(start,)) for start in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        assert not wrong, wrong[:3]
+
+    def test_an_offloaded_model_answers_as_before_or_is_refused(self, case: Case):
+        from accelerate import cpu_offload
+        from accelerate.hooks import remove_hook_from_submodules
+
+        with case.method.apply(case.model):
+            plain = case.call(case.model)
+        networks = modules(case.model).values()
+        try:
+            for network in networks:
+                cpu_offload(network, execution_device=torch.device("cpu"))
+            try:
+                applied = case.method.apply(case.model)
+            except FewstepError as refusal:
+                one_sentence(refusal)
+            else:
+                with applied:
+                    assert same(case.call(case.model), plain)
+        finally:
+            for network in networks:
+                remove_hook_from_submodules(network)
+
+    def test_a_wrapper_of_peft_is_seen_through_or_refused(self, case: Case):
+        from peft import LoraConfig, get_peft_model
+
+        if not hasattr(case.model, "get_input_embeddings"):
+            return self._refuses_a_wrapper(case)
+        with case.method.apply(case.model):
+            plain = case.call(case.model)
+        wrapped: Any = get_peft_model(case.model, LoraConfig(target_modules="all-linear", init_lora_weights=True))
+        try:
+            applied = case.method.apply(wrapped)
+        except FewstepError as refusal:
+            return one_sentence(refusal)
+        with applied:
+            assert same(case.call(wrapped), plain)
+
+    def _refuses_a_wrapper(self, case: Case) -> None:
+        """A module around the model, of a class that the method cannot know."""
+        if not isinstance(case.model, nn.Module):
+            return
+        with pytest.raises(FewstepError) as refusal:
+            case.method.apply(nn.Sequential(case.model))
+        one_sentence(refusal.value)
+
+
+def one_sentence(refusal: FewstepError) -> None:
+    """Check that a refusal is one line that says something."""
+    assert "\n" not in str(refusal) and len(str(refusal)) > 20
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    """Equal up to the rounding of another order of sums."""
+    return one.shape == other.shape and torch.allclose(one.float(), other.float(), rtol=1e-4, atol=1e-5)
+
+
+def sizes(network: nn.Module) -> dict[str, torch.Size]:
+    """Shapes of a state dict."""
+    return {name: value.shape for name, value in network.state_dict().items()}
