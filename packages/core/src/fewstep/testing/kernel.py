@@ -9,13 +9,14 @@ import torch
 
 from fewstep.cards import import_target
 from fewstep.kernels import Kernel
-from fewstep.kernels.check import TARGETS, compile_ahead, interpreted, numerics
+from fewstep.kernels.ahead import TARGETS, compile_ahead
+from fewstep.kernels.check import interpreted, numerics
 
 needs_triton = pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="triton is not installed")
 
 
 class KernelSuite:
-    """What every kernel must do. Values, fully written outputs and repeatability are one comparison per backend.
+    """Conformance tests of a kernel. Values, fully written outputs and repeatability are one comparison per backend.
 
     ::
 
