@@ -278,7 +278,8 @@ def test_without_residual_it_is_the_gradient_of_dmd2():
     torch.testing.assert_close(matched.gradient, grad(loss, x)[0], rtol=1e-7, atol=0)
 
 
-def test_unknown_weights_are_named():
+def test_unknown_weights_are_named(monkeypatch):
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)  # users run without the checks of the test run
     (x, u, teacher), sigma = random_latents()
     with pytest.raises(ValueError, match="supported: official, paper"):
         student_losses(x, u, teacher, sigma, lam=0.1, weights="dmd")

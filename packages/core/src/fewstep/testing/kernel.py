@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import inspect
 
 import pytest
 import torch
@@ -32,6 +34,17 @@ class KernelSuite:
 
     def test_target_is_this_kernel(self, kernel: Kernel):
         assert import_target(kernel.target) is kernel
+
+    def test_shapes_are_those_of_the_specification(self, kernel: Kernel):
+        """The annotations of the specification are checked when it runs; those of every other version equal them."""
+        module, fast = kernel.target.partition(":")[0], dict(kernel.fast)
+        if not importlib.util.find_spec("triton"):
+            fast.pop("triton", None)
+        public = getattr(importlib.import_module(module), kernel.naive.__name__)
+        expected = {name: one.annotation for name, one in inspect.signature(kernel.naive).parameters.items()}
+        for function in (public, *map(import_target, fast.values())):
+            parameters = inspect.signature(function).parameters
+            assert {name: parameters[name].annotation for name in expected} == expected, function
 
     def test_cases_cover_dtypes_and_odd_sizes(self, kernel: Kernel):
         tensors = [tensor for case in kernel.cases() for tensor in case.args]
