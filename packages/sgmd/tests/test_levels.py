@@ -3,7 +3,7 @@
 import pytest
 import torch
 from fewstep.flow import ScoreTime
-from fewstep.kernels.match_loss.naive import match_weights
+from fewstep_sgmd.loss import match_weights
 
 
 def test_t4_weight_statistics():

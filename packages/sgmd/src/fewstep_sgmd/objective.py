@@ -99,9 +99,9 @@ class SGMDObjective(DMD2):
         critic = self.roles.critic.x0(noisy, taken.sigma, batch.cond)
         teacher = self.teacher_x0(noisy, taken.sigma, batch)
         x = taken.rollout.x
-        parts, found = student_losses(x, critic, teacher, taken.sigma, lam=self.lam, weights=self.weights)
+        parts, matched = student_losses(x, critic, teacher, taken.sigma, lam=self.lam, weights=self.weights)
         if not x.is_meta:  # a plan has sizes without numbers
-            batch.metrics.update(figures(found, taken.sigma.to(x.device), self.weights))
+            batch.metrics.update(figures(matched, taken.sigma.to(x.device)))
         if self.fake_sample == "shared":
             self._shared[batch.micro] = taken.detached()
         if self.diversity:
