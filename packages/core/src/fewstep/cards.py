@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import pluggy
 
@@ -36,6 +36,8 @@ class Card:
     """Methods only: ``"module:Name"`` of the dataclass of inputs that ``fewstep run`` asks for and calls."""
     fit: str | None = None
     """Methods only: ``"module:Name"`` of the dataclass of options that ``fewstep fit`` asks for and calls."""
+    role: Literal["method", "baseline", "ablation"] = "method"
+    """Methods and recipes: `method`, or `baseline`/`ablation`, which tables of methods leave out."""
 
     def load(self) -> Any:
         """Import the target and return it."""

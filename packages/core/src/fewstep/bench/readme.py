@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,17 +28,16 @@ from .tables import (
 
 BEGIN, END = "<!-- rows:begin -->", "<!-- rows:end -->"
 _NO_SPEEDUP = float("-inf")
-_ASIDE = re.compile(r"\((static )?peer\)|\(ablation\)$|: the baseline$")
 
 
 def readme_table(rows: Sequence[Row]) -> str:
     """One line per method, model and task: where its default settings gain most, with what that costs in quality.
 
     Other settings, the best in quality first, and rows on random weights are used only where there are no better ones.
-    Peers and ablations, which the summaries of their cards call so, are left to the READMEs of their packages; so are
-    kernels, whose rows are no method's.
+    Baselines and ablations, as their cards say, are left to the READMEs of their packages; so are kernels, whose rows
+    are no method's.
     """
-    aside = {name for name, card in {**plugins.methods(), **plugins.recipes()}.items() if _ASIDE.search(card.summary)}
+    aside = {name for name, card in {**plugins.methods(), **plugins.recipes()}.items() if card.role != "method"}
     aside |= {row.method for row in rows if row.task in plugins.kernels()}
     best: dict[tuple[str, str, str], tuple[Comparison, Arm]] = {}
     for comparison in compare(rows):

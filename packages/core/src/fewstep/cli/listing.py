@@ -45,4 +45,5 @@ def report_broken() -> None:
 
 
 def _line(card: Card) -> tuple[str, str, str]:
-    return card.name, card.summary, f"arXiv:{card.paper}" if card.paper else ""
+    role = "" if card.role == "method" else f" ({card.role})"
+    return card.name, card.summary + role, f"arXiv:{card.paper}" if card.paper else ""
