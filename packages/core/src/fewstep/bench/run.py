@@ -1,10 +1,9 @@
-"""The paired benchmark: warm-up and correctness gate, then baseline and methods in turn on the same inputs."""
+"""The paired benchmark: warm-up and correctness gate, then the unchanged model and the methods in turn."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +12,9 @@ import torch
 from ..loaders import Loaded
 from ..method import Method
 from . import gate, timing
-from .record import Measured, Named, config, make_rows, measured, origin, plain, write_samples
+from .record import ArmConfig, Measurement, config, make_rows, measurement, plain
 from .rows import DENSE, Row, append
+from .samples import FOLDER, write_samples
 from .settings import Event, Settings
 from .task import Outcome, Task
 
@@ -32,7 +32,8 @@ def bench(
     Ctrl-C after the first finished pair records the finished pairs before ``KeyboardInterrupt`` goes on.
 
     Raises:
-        FewstepError: a time or a figure of quality is not finite, or a method cannot be applied; nothing is recorded.
+        FewstepError: the checkout is dirty and the settings do not allow it, a time or a quality metric is not finite,
+            or a method cannot be applied; nothing is recorded.
         OSError: the results folder cannot be written; found out before anything is run.
     """
     settings.prepare()
@@ -44,11 +45,9 @@ class _Bench:
     def __init__(self, loaded: Loaded, arms: dict, task: Any, task_name: str, settings: Settings, watch: Callable):
         self.loaded, self.arms, self.task, self.task_name = loaded, arms, task, task_name
         self.settings, self.watch = settings, watch
-        self.run_id = uuid.uuid4().hex[:12]
         self.device, self.dtype = timing.model_device(loaded.model), timing.model_dtype(loaded.model)
-        attention = getattr(getattr(loaded.model, "config", None), "_attn_implementation", None) or "eager"
-        self.baseline = f"{DENSE}-{attention}-{self.dtype}"
-        self.found: dict[str, list[Measured]] = {DENSE: [], **{label: [] for label in arms}}
+        self.provenance = settings.provenance(loaded.weights, self.device, self.dtype)
+        self.measurements: dict[str, list[Measurement]] = {DENSE: [], **{label: [] for label in arms}}
         self.red: set[str] = set()
         self.done = 0
         identities = sum(method.identity() is not None for method in arms.values())
@@ -56,13 +55,13 @@ class _Bench:
 
     def run(self) -> list[Row]:
         if self.loaded.weights == "random":
-            self._tell("note", f"{self.loaded.name} has random weights: no figure of quality is reported")
+            self._tell("note", f"{self.loaded.name} has random weights: no quality metric is reported")
         self._warm_up()
         try:
             for repeat in range(self.settings.repeats):
                 self._pair(repeat)
         except KeyboardInterrupt:
-            if any(self.found[label] for label in self.arms):
+            if any(self.measurements[label] for label in self.arms):
                 self._write()
             raise
         return self._write()
@@ -93,7 +92,7 @@ class _Bench:
         if self.loaded.weights != "random":
             quality = {**outcome.quality, **(self.task.compare(outcome, dense) if dense else {})}
         where = f"{self.task_name}, {label}, repeat {repeat + 1}"
-        self.found[label].append(measured(outcome, quality, (peak.metric, peak.value), where))
+        self.measurements[label].append(measurement(outcome, quality, where, **{peak.metric: float(peak.value)}))
         self._tell("measured", f"repeat {repeat + 1}: {label}: {self._summary(label)}", arm=label)
         return outcome
 
@@ -111,7 +110,7 @@ class _Bench:
 
     def _summary(self, label: str) -> str:
         """``ttft 0.48 s, 1.79x``: the newest times of an arm, with the ratio unless its gate is red."""
-        runs, dense = self.found[label], self.found[DENSE]
+        runs, dense = self.measurements[label], self.measurements[DENSE]
         parts = []
         for name, value in runs[-1].seconds.items():
             other = dense[len(runs) - 1].seconds.get(name)
@@ -120,17 +119,21 @@ class _Bench:
         return ", ".join(parts)
 
     def _write(self) -> list[Row]:
-        pairs = max((len(self.found[label]) for label in self.arms), default=len(self.found[DENSE]))
-        found = {label: runs[:pairs] for label, runs in self.found.items() if runs}
+        pairs = max((len(self.measurements[label]) for label in self.arms), default=len(self.measurements[DENSE]))
+        measurements = {label: runs[:pairs] for label, runs in self.measurements.items() if runs}
         params = {**plain(dataclasses.asdict(self.task)), "seed": self.settings.seed, "repeats": pairs}
-        about = origin(self.settings, self.run_id, self.loaded.weights, self.device, self.dtype)
         head = {"task": self.task_name, "model": self.loaded.name, "params": params}
-        arms = {label: Named(method.name, config(method, self.loaded.name)) for label, method in self.arms.items()}
-        beside = getattr(self.task, "beside", None)
-        rows = make_rows({**head, **about}, arms, found, self.baseline, self.red, beside=beside)
-        write_samples(
-            self.settings.results / "samples", self.run_id, head, {k: runs[0].samples for k, runs in found.items()}
+        attention = getattr(getattr(self.loaded.model, "config", None), "_attn_implementation", None) or "eager"
+        rows = make_rows(
+            {**head, "run": self.provenance},
+            {label: ArmConfig(method.name, config(method, self.loaded.name)) for label, method in self.arms.items()},
+            measurements,
+            f"{DENSE}-{attention}-{self.dtype}",
+            red=self.red,
+            extra_baselines=getattr(self.task, "extra_baselines", None),
         )
+        shown = {label: runs[0].samples for label, runs in measurements.items()}
+        write_samples(self.settings.results / FOLDER, self.provenance.id, head, shown)
         file = self.settings.results / f"{self.task_name}.jsonl"
         append(rows, file)
         self._tell("written", f"{len(rows)} rows of {pairs} finished pair{'s' * (pairs != 1)} added to {file}")

@@ -74,6 +74,12 @@ def peek(words: Sequence[str], flag: str) -> str | None:
     return None
 
 
+def assignments(parts: Sequence[str]) -> list[str]:
+    """Flags from ``name=value`` pairs: ``entry=18,21 offload`` is typed ``--entry 18 21 --offload``."""
+    pairs = [part.partition("=") for part in parts]
+    return [word for name, _, value in pairs for word in (f"--{name}", *(value.split(",") if value else []))]
+
+
 def _shown(group: Group, taken: set[str]) -> tuple[Any, dataclasses.Field]:
     """The field of a group in what tyro parses."""
     import tyro

@@ -1,4 +1,4 @@
-"""What a training run shows: a bar with an ETA and the newest losses on a terminal, some plain lines when piped."""
+"""Progress of long work: a bar with an ETA below scrolling lines on a terminal, plain lines when piped."""
 
 from __future__ import annotations
 
@@ -7,24 +7,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 LINES = 100
-"""Plain lines for the steps of one run, about."""
+"""Plain lines for the steps of one training run, about."""
 
 
-class Lines:
-    """A line for some of the steps and for everything else."""
+class PlainProgress:
+    """Lines on stdout."""
 
-    def step(self, done: int, total: int, figures: dict[str, float]) -> None:
-        """Print the first step, the last, and about a hundred between them."""
+    def step(self, done: int, total: int, metrics: dict[str, float]) -> None:
+        """Print the first training step, the last, and about a hundred between them."""
         if done in (1, total) or done % max(1, total // LINES) == 0:
-            print(f"[{done}/{total}] {_losses(figures)}", flush=True)
+            self.advance(done, total, _losses(metrics))
+
+    def advance(self, done: int, total: int, text: str) -> None:
+        """Print `text` with the number of finished pieces."""
+        self.say(f"[{done}/{total}] {text}")
 
     def say(self, text: str) -> None:
         """Print `text`."""
         print(text, flush=True)
 
 
-class Bar:
-    """A bar with an ETA; everything that is said scrolls above it."""
+class BarProgress(PlainProgress):
+    """A bar; everything that is said scrolls above it."""
 
     def __init__(self, title: str) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -34,9 +38,14 @@ class Bar:
         self.progress = Progress(*shown, TextColumn("{task.fields[losses]}"), refresh_per_second=2)
         self.bar = self.progress.add_task(title, total=None, losses="")
 
-    def step(self, done: int, total: int, figures: dict[str, float]) -> None:
-        """Move the bar."""
-        self.progress.update(self.bar, completed=done, total=total, losses=_losses(figures))
+    def step(self, done: int, total: int, metrics: dict[str, float]) -> None:
+        """Move the bar and show the newest losses."""
+        self.progress.update(self.bar, completed=done, total=total, losses=_losses(metrics))
+
+    def advance(self, done: int, total: int, text: str) -> None:
+        """Move the bar and print `text` above it."""
+        self.progress.update(self.bar, completed=done, total=total)
+        self.say(text)
 
     def say(self, text: str) -> None:
         """Print `text` above the bar."""
@@ -44,16 +53,16 @@ class Bar:
 
 
 @contextmanager
-def following(title: str) -> Iterator[Lines | Bar]:
-    """What suits where stdout goes."""
+def following(title: str) -> Iterator[PlainProgress]:
+    """A bar where stdout is a terminal, lines elsewhere."""
     if not sys.stdout.isatty():
-        yield Lines()
+        yield PlainProgress()
         return
-    bar = Bar(title)
+    bar = BarProgress(title)
     with bar.progress:
         yield bar
 
 
-def _losses(figures: dict[str, float]) -> str:
+def _losses(metrics: dict[str, float]) -> str:
     hidden = ("/exit", "/gradient")
-    return ", ".join(f"{name} {value:.4g}" for name, value in figures.items() if not name.endswith(hidden))
+    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if not name.endswith(hidden))

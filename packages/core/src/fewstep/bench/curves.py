@@ -1,4 +1,4 @@
-"""The picture of a race: quality over seconds of training, one line for each recipe."""
+"""The picture of a training comparison: quality over seconds of training, one line for each recipe."""
 
 from __future__ import annotations
 
@@ -8,38 +8,33 @@ import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 
-from ..bench.figures import LOOKS, STYLE
-from ..bench.tables import heading
 from ..errors import FewstepError
+from .formatting import heading
+from .plots import LOOKS, label_axes, panels
 
 Curve = Sequence[tuple[float, float]]
 """Seconds of training and quality at each scoring."""
 
 
 def check_drawable() -> None:
-    """To be called before hours of training.
+    """Look for matplotlib before hours of training.
 
     Raises:
-        FewstepError: matplotlib is not installed.
+        FewstepError: it is not installed.
     """
     if importlib.util.find_spec("matplotlib") is None:
-        raise FewstepError('the picture of a race needs matplotlib: pip install "fewstep-core[bench]"')
+        raise FewstepError('the picture of the training needs matplotlib: pip install "fewstep-core[bench]"')
 
 
 def picture(curves: Mapping[str, Sequence[Curve]], metric: str, dense: float) -> bytes:
-    """A PNG: the mean over the seeds of each recipe, minimum to maximum shaded; dashed what the teacher has.
+    """A PNG: the mean over the seeds of each recipe, minimum to maximum shaded; dashed the value of the teacher.
 
     Args:
         curves: by label, one for each seed, scored at the same marks.
-        metric: what was scored.
-        dense: the same of the model that all began from, with all its steps.
+        metric: the quality metric that was scored.
+        dense: its value for the model that all began from, with all its steps.
     """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    with rc_context(STYLE):
-        figure = Figure(figsize=(5.4, 3.6), layout="constrained")
-        axes = figure.subplots()
+    with panels(1, 3.6) as (figure, (axes,)):
         for (label, seeds), (colour, marker) in zip(curves.items(), itertools.cycle(LOOKS), strict=False):
             marks = list(zip(*seeds, strict=True))
             x = [statistics.mean(at for at, _ in mark) for mark in marks]
@@ -47,10 +42,8 @@ def picture(curves: Mapping[str, Sequence[Curve]], metric: str, dense: float) ->
             axes.plot(x, [*map(statistics.mean, values)], marker=marker, color=colour, markersize=4, label=label)
             axes.fill_between(x, [*map(min, values)], [*map(max, values)], color=colour, alpha=0.15, linewidth=0)
         axes.axhline(dense, linestyle="--", linewidth=1, color="black", label="teacher, all steps")
-        axes.set_xlabel("seconds of training")
-        axes.set_ylabel(heading(metric))
+        label_axes(axes, "seconds of training", heading(metric))
         axes.set_ylim(bottom=0)
-        axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8)
         out = io.BytesIO()
         figure.savefig(out, dpi=110, facecolor="white", metadata={"Software": None}, pil_kwargs={"optimize": True})

@@ -1,4 +1,4 @@
-"""Races of real recipes on a tiny Wan: what is trained, what is recorded, and what happens when one ends badly."""
+"""Real recipes compared on a tiny Wan: the training, the rows, and runs that end badly."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ import torch
 pytest.importorskip("matplotlib", reason="needs fewstep-core[bench]")
 
 from fewstep import FewstepError
-from fewstep.bench.record import Named
 from fewstep.bench.rows import DENSE, read
+from fewstep.bench.samples import INDEX
 from fewstep.bench.settings import Event, Settings
-from fewstep.bench.task import Outcome, Sample
+from fewstep.bench.task import Outcome, Sample, TrainingTask
+from fewstep.bench.training import RecipeArm, bench_training
+from fewstep.bench.training_run import TrainingRun
 from fewstep.cli import main
-from fewstep.race.run import Entrant, race
-from fewstep.race.task import Race
-from fewstep.race.trainee import Trainee
 from fewstep.testing import tiny
 from fewstep.train.distillation import DMD2Recipe
 from fewstep.train.optim import AdamW
@@ -49,7 +48,7 @@ class Still:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StillRace(Race):
+class StillTraining(TrainingTask):
     metric = "frechet"
     seen: str = "frechet"
 
@@ -60,7 +59,7 @@ class StillRace(Race):
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> dict:
     """Fields that make a digits recipe tiny."""
-    folder = tmp_path_factory.mktemp("race")
+    folder = tmp_path_factory.mktemp("training")
     pipe = tiny.wan_pipeline()
     pipe.set_progress_bar_config(disable=True)
     pipe.save_pretrained(folder / "wan")
@@ -70,24 +69,26 @@ def small(tmp_path_factory) -> dict:
 
 
 @pytest.fixture
-def entrants(small, tmp_path, monkeypatch) -> dict[str, Entrant]:
+def arms(small, tmp_path, monkeypatch) -> dict[str, RecipeArm]:
     monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
     recipes = {"dmd2-digits": replace(dmd2_digits(), **small), "sgmd-digits": replace(sgmd_digits(), **small)}
-    return {name: Entrant(recipe, Named(name, {})) for name, recipe in recipes.items()}
+    return {name: RecipeArm(name, {}, recipe) for name, recipe in recipes.items()}
 
 
-def raced(entrants, folder: Path, *, task: Race | None = None, repeats: int = 2, watch=lambda event: None) -> dict:
+def benched(
+    arms, folder: Path, *, task: TrainingTask | None = None, repeats: int = 2, watch=lambda event: None
+) -> dict:
     """Rows by method and metric."""
-    settings = Settings(repeats=repeats, threads=1, results=folder, command="fewstep bench")
-    race(entrants, task or StillRace(seconds=0.2, every=0.1), "still", settings, CPU, watch)
+    settings = Settings(repeats=repeats, threads=1, results=folder, command="fewstep bench", allow_dirty=True)
+    bench_training(arms, task or StillTraining(seconds=0.2, every=0.1), "still", settings, CPU, watch)
     return {(row.method, row.metric): row for row in read(folder / "still.jsonl")}
 
 
-def test_each_arm_is_trained_for_the_seconds_and_used_as_its_students_are(entrants, tmp_path):
+def test_each_arm_is_trained_for_the_seconds_and_used_as_its_students_are(arms, tmp_path):
     said: list[Event] = []
-    rows = raced(entrants, tmp_path, watch=said.append)
+    rows = benched(arms, tmp_path, watch=said.append)
     assert rows[DENSE, "network_calls"].value == 6 and (DENSE, "iteration") not in rows
-    for name in entrants:
+    for name in arms:
         assert rows[name, "network_calls"].value == 4  # four steps without guidance
         spent = rows[name, "iteration"].value * rows[name, "iterations"].value
         assert 0.2 <= spent < 0.2 + 4 * rows[name, "iteration"].value
@@ -101,75 +102,75 @@ def test_each_arm_is_trained_for_the_seconds_and_used_as_its_students_are(entran
         )
     assert rows["dmd2-digits", "best_frechet"].value <= rows["dmd2-digits", "frechet"].spread[1]
     assert [event.done for event in said][-2:] == [10, 10] and said[0].total == 2 * (1 + 2 * 2)
-    (stored,) = (tmp_path / "samples").glob("*.json")
-    arms = json.loads(stored.read_text())["arms"]
-    assert (stored.parent / arms[DENSE][0]["file"]).read_bytes().startswith(b"\x89PNG")  # the curves
+    (stored,) = set((tmp_path / "samples").glob("*.json")) - {tmp_path / "samples" / INDEX}
+    outputs = json.loads(stored.read_text())["arms"]
+    assert (stored.parent / outputs[DENSE][0]["file"]).read_bytes().startswith(b"\x89PNG")  # the curves
 
 
-def test_quality_is_that_of_the_trained_weights(entrants, small):
-    """The same number of updates in a trainee and in a bare loop; afterwards the pipeline has its teacher back."""
-    recipe = replace(entrants["sgmd-digits"].recipe, student=AdamW(lr=0.01))
-    one, same = Trainee(recipe, World()), Trainee(recipe, World())
+def test_quality_is_that_of_the_trained_weights(arms, small):
+    """The same number of updates in a run and in a bare loop; afterwards the pipeline has its teacher back."""
+    recipe = replace(arms["sgmd-digits"].recipe, student=AdamW(lr=0.01))
+    one, same = TrainingRun(recipe, World()), TrainingRun(recipe, World())
     one.train(0.05)
     for step in range(one.steps):
         same.loop.step(step)
     teacher = one.job.pipe.transformer
     start = same.score(Still(), "tiny", 0).quality["frechet"]
     assert one.score(Still(), "tiny", 0).quality["frechet"] == start and one.job.pipe.transformer is teacher
-    untrained = Trainee(recipe, World()).score(Still(), "tiny", 0).quality["frechet"]
+    untrained = TrainingRun(recipe, World()).score(Still(), "tiny", 0).quality["frechet"]
     assert untrained != start
 
 
-def test_a_lora_student_is_scored_as_itself(entrants):
-    recipe = replace(entrants["sgmd-digits"].recipe, lora_rank=2, lora_targets=("to_q",), student=AdamW(lr=0.1))
-    trainee = Trainee(recipe, World())
-    before = trainee.score(Still(), "tiny", 0).quality["frechet"]
-    trainee.loop.step(0)
-    trainee.loop.step(1)
-    assert trainee.score(Still(), "tiny", 0).quality["frechet"] != before
+def test_a_lora_student_is_scored_as_itself(arms):
+    recipe = replace(arms["sgmd-digits"].recipe, lora_rank=2, lora_targets=("to_q",), student=AdamW(lr=0.1))
+    run = TrainingRun(recipe, World())
+    before = run.score(Still(), "tiny", 0).quality["frechet"]
+    run.loop.step(0)
+    run.loop.step(1)
+    assert run.score(Still(), "tiny", 0).quality["frechet"] != before
 
 
-def test_time_to_quality_is_the_first_scoring_as_good_as_the_target(entrants):
-    trainee = Trainee(entrants["sgmd-digits"].recipe, World())
-    trainee.curve = [(10.0, 5.0), (20.0, 3.0), (30.0, 4.0), (40.0, 2.0)]
-    assert trainee.reached(3.5) == 20.0 and trainee.reached(2.0) == 40.0 and trainee.reached(1.0) is None
+def test_time_to_quality_is_the_first_scoring_as_good_as_the_target(arms):
+    run = TrainingRun(arms["sgmd-digits"].recipe, World())
+    run.curve = [(10.0, 5.0), (20.0, 3.0), (30.0, 4.0), (40.0, 2.0)]
+    assert run.reached(3.5) == 20.0 and run.reached(2.0) == 40.0 and run.reached(1.0) is None
 
 
 def test_marks_cover_the_whole_time():
-    assert StillRace(seconds=1.0, every=0.4).marks == pytest.approx([0.4, 0.8, 1.0])
-    assert StillRace(seconds=0.3, every=0.1).marks == pytest.approx([0.1, 0.2, 0.3])
+    assert StillTraining(seconds=1.0, every=0.4).marks == pytest.approx([0.4, 0.8, 1.0])
+    assert StillTraining(seconds=0.3, every=0.1).marks == pytest.approx([0.1, 0.2, 0.3])
     with pytest.raises(ValueError, match="every"):
-        StillRace(seconds=1.0, every=2.0)
+        StillTraining(seconds=1.0, every=2.0)
 
 
-def test_ctrl_c_keeps_the_seeds_that_are_finished(entrants, tmp_path):
+def test_ctrl_c_keeps_the_seeds_that_are_finished(arms, tmp_path):
     def stop(event: Event) -> None:
         if event.done == 7:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        raced(entrants, tmp_path, watch=stop)
+        benched(arms, tmp_path, watch=stop)
     rows = read(tmp_path / "still.jsonl")
     assert {row.params["repeats"] for row in rows} == {1} and len({row.method for row in rows}) == 3
 
 
-def test_a_missing_or_broken_figure_stops_the_race_and_records_nothing(entrants, tmp_path):
+def test_a_missing_or_broken_figure_stops_the_training_and_records_nothing(arms, tmp_path):
     with pytest.raises(FewstepError, match="frechet of dense is nan: nothing of this run is recorded"):
-        raced(entrants, tmp_path, task=StillRace(seconds=0.2, every=0.1, seen="other"))
+        benched(arms, tmp_path, task=StillTraining(seconds=0.2, every=0.1, seen="other"))
     assert not (tmp_path / "still.jsonl").exists()
 
 
-def test_a_loss_that_explodes_stops_the_race(entrants, tmp_path):
-    broken = replace(entrants["sgmd-digits"].recipe, largest=1e-9)
+def test_a_loss_that_explodes_stops_the_training(arms, tmp_path):
+    broken = replace(arms["sgmd-digits"].recipe, largest=1e-9)
     with pytest.raises(FewstepError, match="loss of the student"):
-        raced({"sgmd-digits": Entrant(broken, Named("sgmd-digits", {}))}, tmp_path)
+        benched({"sgmd-digits": RecipeArm("sgmd-digits", {}, broken)}, tmp_path)
     assert not (tmp_path / "still.jsonl").exists()
 
 
 def test_a_recipe_whose_students_no_method_runs_is_refused(small, tmp_path):
     recipe = DMD2Recipe(**small)
     with pytest.raises(FewstepError, match="names no method"):
-        raced({"dmd2": Entrant(recipe, Named("dmd2", {}))}, tmp_path)
+        benched({"dmd2": RecipeArm("dmd2", {}, recipe)}, tmp_path)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("fewstep_zoo") is None, reason="needs fewstep-zoo")
@@ -177,7 +178,19 @@ def test_the_command_of_the_readme(tmp_path, monkeypatch, capsys):
     """Two recipes on the zoo's teacher, in seconds; wrong words are answered before anything is loaded."""
     monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
     words = ["bench", "sgmd-digits", "--vs", "dmd2-digits", "sgmd-digits lam=0", "--threads", "1"]
-    sizes = ["--seconds", "1", "--every", "1", "--clips", "8", "--repeats", "1", "--results", str(tmp_path)]
+    sizes = [
+        "--seconds",
+        "1",
+        "--every",
+        "1",
+        "--clips",
+        "8",
+        "--repeats",
+        "1",
+        "--results",
+        str(tmp_path),
+        "--allow-dirty",
+    ]
     code = main([*words, *sizes])
     said = capsys.readouterr()
     assert code == 0, said.err

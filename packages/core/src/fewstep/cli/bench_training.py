@@ -1,32 +1,36 @@
-"""``fewstep bench RECIPE``: training raced against training."""
+"""``fewstep bench RECIPE``: recipes compared, trained side by side."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .. import plugins
+from ..bench.formatting import compact
+from ..bench.record import plain
 from ..bench.settings import Settings, available_cores
-from ..bench.tables import compact
+from ..bench.task import TrainingTask
 from ..cards import Card
 from ..errors import FewstepError
-from .flags import Group, parse, peek
+from .flags import Group, assignments, parse, peek
 from .options import chosen_device, quiet
+from .progress import following
+from .table import show_rows
 from .train import recipe_group
-from .watch import watching
 
 DEFAULT_TASK = "time-to-quality"
 
 
 @dataclass(frozen=True, kw_only=True)
-class RaceOptions:
-    """What is trained side by side, and how often."""
+class TrainingBenchOptions:
+    """Recipes that are trained side by side, and the number of seeds."""
 
     settings: tuple[str, ...] = ()
-    """Of the recipe: lam=0.2 student.lr=1e-4."""
+    """Settings of the recipe: lam=0.2 student.lr=1e-4."""
     vs: tuple[str, ...] = ()
     """Recipes to train in the same run, each in quotes with its settings: "dmd2-digits" "sgmd-digits lam=0". The first
     is the baseline."""
@@ -42,6 +46,8 @@ class RaceOptions:
     """CPU threads of torch."""
     results: Path = Path("results")
     """Rows are appended to TASK.jsonl in this folder."""
+    allow_dirty: bool = False
+    """Measure a checkout whose files differ from its commit; the rows are marked."""
 
 
 def bench_recipe(words: list[str]) -> int:
@@ -49,32 +55,41 @@ def bench_recipe(words: list[str]) -> int:
     quiet()
     command = shlex.join(["fewstep", "bench", *words])
     card = plugins.recipes()[words[0]]
+    # All names are looked up before anything heavy is imported.
     task_card = plugins.find(plugins.tasks(), peek(words, "--task") or DEFAULT_TASK, "task")
-    groups = [Group("bench", RaceOptions), Group(task_card.name, task_card.load(), "task")]
+    after = words[words.index("--vs") + 1 :] if "--vs" in words else []
+    for setting in itertools.takewhile(lambda word: not word.startswith("--"), after):
+        plugins.find(plugins.recipes(), setting.partition(" ")[0], "recipe")
+    groups = [Group("bench", TrainingBenchOptions), Group(task_card.name, task_card.load(), "task")]
     description = f"{card.summary}\n\nTask {task_card.name}: {task_card.summary}."
     options, task = parse(f"fewstep bench {card.name}", description, words[1:], groups)
+    if not isinstance(task, TrainingTask):
+        raise FewstepError(f"{task_card.name} measures methods, not training; for recipes there is {DEFAULT_TASK}")
+    settings = Settings(
+        repeats=options.repeats,
+        seed=options.seed,
+        threads=options.threads,
+        results=options.results,
+        allow_dirty=options.allow_dirty,
+        command=command,
+    )
     import torch
 
-    from ..bench.record import Named
-    from ..race.run import Entrant, race
-    from ..race.task import Race
-    from .bench import show_rows
+    from ..bench.training import RecipeArm, bench_training
 
-    if not isinstance(task, Race):
-        raise FewstepError(f"{task_card.name} measures methods, not training; for recipes there is {DEFAULT_TASK}")
-    entrants: dict[str, Entrant] = {}
+    arms: dict[str, RecipeArm] = {}
     for setting in (*options.vs, shlex.join([card.name, *options.settings])):
         one, recipe = _recipe(setting)
         config = _config(one, recipe)
         label = f"{one.name} {compact(config)}".strip()
-        if label in entrants:
+        if label in arms:
             raise FewstepError(f"{label} is named again: two arms would train the same")
-        entrants[label] = Entrant(recipe, Named(one.name, config))
-    settings = Settings(
-        repeats=options.repeats, seed=options.seed, threads=options.threads, results=options.results, command=command
-    )
-    with watching(f"{task_card.name}: {', '.join(entrants)}") as watch:
-        rows = race(entrants, task, task_card.name, settings, torch.device(chosen_device(options.device)), watch)
+        arms[label] = RecipeArm(one.name, config, recipe)
+    device = torch.device(chosen_device(options.device))
+    with following(f"{task_card.name}: {', '.join(arms)}") as progress:
+        rows = bench_training(
+            arms, task, task_card.name, settings, device, lambda e: progress.advance(e.done, e.total, e.text)
+        )
     show_rows(rows)
     return 0
 
@@ -82,16 +97,12 @@ def bench_recipe(words: list[str]) -> int:
 def _recipe(setting: str) -> tuple[Card, Any]:
     """A recipe from ``"sgmd-digits lam=0 student.lr=1e-4"``."""
     name, *parts = shlex.split(setting)
-    card, flags = plugins.find(plugins.recipes(), name, "recipe"), []
-    for part in parts:
-        key, _, value = part.partition("=")
-        flags += [f"--{key}", *(value.split(",") if value else [])]
-    return card, parse(f"settings of {name}", card.summary, flags, [recipe_group(card)])[0]
+    card = plugins.find(plugins.recipes(), name, "recipe")
+    return card, parse(f"settings of {name}", card.summary, assignments(parts), [recipe_group(card)])[0]
 
 
 def _config(card: Card, recipe: Any) -> dict[str, Any]:
     """The fields of `recipe` that differ from those of its card."""
-    from ..bench.record import plain
     from ..train.recipe import dotted
 
     usual = parse(card.name, card.summary, [], [recipe_group(card)])[0]

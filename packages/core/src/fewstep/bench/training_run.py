@@ -1,4 +1,4 @@
-"""A recipe on its way: trained for some seconds, scored, trained on."""
+"""`TrainingRun`: a recipe under way, trained for some seconds, scored, trained on."""
 
 from __future__ import annotations
 
@@ -8,24 +8,29 @@ from typing import Any
 
 import torch
 
-from ..bench.task import Outcome, Task
 from ..errors import FewstepError
 from ..loaders import Loaded
 from ..train.loop import Loop
 from ..train.parallel import World
 from ..train.recipe import Recipe
 from ..train.run import place
+from .task import Outcome, Task
 
 
-class Trainee:
+class TrainingRun:
     """One recipe with one seed, at some point of its training."""
 
     def __init__(self, recipe: Recipe, world: World) -> None:
+        """Build roles, data and optimisers.
+
+        Raises:
+            FewstepError: the recipe trains no pipeline, or no method runs its students.
+        """
         torch.manual_seed(recipe.seed)
         self.method = recipe.method()
         self.job = recipe.build(world)
         if self.job.pipe is None:
-            raise FewstepError(f"{type(recipe).__name__} trains no pipeline: it cannot be raced")
+            raise FewstepError(f"{type(recipe).__name__} trains no pipeline: it cannot be scored while it trains")
         place(recipe, self.job.objective.roles, world)
         self.loop = Loop(recipe, self.job, world)
         self.steps, self.seconds = 0, 0.0
@@ -41,7 +46,7 @@ class Trainee:
             self.steps += 1
 
     def score(self, task: Task, name: str, seed: int) -> Outcome:
-        """Run the task on what is trained, as a user would use it by now."""
+        """Run the task on the weights so far, as a user would use them."""
         pipe, method = self.job.pipe, self.method
         before, pipe.transformer = pipe.transformer, self.loop.roles.main.network
         try:
@@ -56,7 +61,7 @@ class Trainee:
             pipe.transformer = before
 
     def reached(self, target: float) -> float | None:
-        """Training time of the first scoring that is as good as `target`."""
+        """Training time of the first scoring that is as good as `target`; None where there was none."""
         return next((seconds for seconds, value in self.curve if value <= target), None)
 
 
