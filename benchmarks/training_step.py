@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: the networks forward and backward, the optimisers, and the rest.
+"""Shares of a training step: the networks forward and backward, the optimisers, and the rest.
 
 ``python benchmarks/training_step.py sgmd-digits --steps 20`` prints the shares of each phase and appends them to
 ``results/training-step.jsonl``.

@@ -218,7 +218,7 @@ def test_ctrl_c_keeps_what_is_finished(environment, tmp_path):
     code, said, errors = interrupted(environment(), tmp_path, "repeat 1: skip", endless=1)
     assert (code, errors) == (130, "fewstep: interrupted\n")
     rows = [json.loads(line) for line in (tmp_path / "results/walk.jsonl").read_text().splitlines()]
-    assert f"{len(rows)} rows of 1 finished pair added" in said
+    assert f"{len(rows)} rows of 1 finished repeat added" in said
     assert {row["method"] for row in rows} == {"dense", "skip"} and {row["params"]["repeats"] for row in rows} == {1}
     assert [row["metric"] for row in rows].count("forward_speedup") == 1
 

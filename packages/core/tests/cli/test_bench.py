@@ -51,7 +51,7 @@ class Double(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class Timed:
-    """Says it took as long as `takes` tells, by factor and seed; keeps a log of what ran."""
+    """A task whose seconds are those of `takes`, by factor and seed; keeps a log of its runs."""
 
     length: int = 4
     takes: dict[float, list[float]] = field(default_factory=lambda: {1.0: [1.0] * 9, 2.0: [0.5] * 9, 3.0: [0.25] * 9})

@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 
-from ..errors import FewstepError
 from .formatting import heading
 from .plots import LOOKS, label_axes, panels
 
 Curve = Sequence[tuple[float, float]]
 """Seconds of training and quality at each scoring."""
-
-
-def check_drawable() -> None:
-    """Look for matplotlib before hours of training.
-
-    Raises:
-        FewstepError: it is not installed.
-    """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise FewstepError('the picture of the training needs matplotlib: pip install "fewstep-core[bench]"')
 
 
 def picture(curves: Mapping[str, Sequence[Curve]], metric: str, dense: float) -> bytes:

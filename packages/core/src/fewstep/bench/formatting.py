@@ -48,16 +48,15 @@ def compact(fields: dict[str, Any]) -> str:
 
 
 def heading(metric: str) -> str:
-    """Heading of a column: ``time to first token speed-up``."""
+    """A metric in words: ``time to first token speed-up``."""
     base = metric.removesuffix(SPEEDUP)
     return _LABELS.get(base, base.replace("_", " ")) + (" speed-up" if base != metric else "")
 
 
-def direction(metric: str) -> str:
-    """``↑`` where higher is better, ``↓`` where lower is, empty where that is not known."""
-    if metric in QUALITY or metric.endswith(SPEEDUP):
-        return "↑" if QUALITY.get(metric, True) else "↓"
-    return ""
+def column(metric: str) -> str:
+    """Heading with an arrow up where higher is better and down where lower is: ``accuracy ↑``."""
+    known = metric in QUALITY or metric.endswith(SPEEDUP)
+    return heading(metric) + (f" {'↑' if QUALITY.get(metric, True) else '↓'}" if known else "")
 
 
 def better(metric: str) -> str:

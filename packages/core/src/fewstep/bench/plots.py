@@ -32,6 +32,18 @@ _UNSAID = ("Date", "Creator", "Format", "Type")
 """Metadata that the SVG file leaves out, so that the same rows give the same file."""
 
 
+def check_matplotlib() -> None:
+    """Look for matplotlib.
+
+    Raises:
+        FewstepError: it is not installed.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise FewstepError('figures need matplotlib: pip install "fewstep-core[bench]"') from error
+
+
 @contextmanager
 def panels(count: int, height: float) -> Iterator[tuple[Figure, list[Axes]]]:
     """A figure of `count` panels, one below the other, each `height` inches high; drawn to inside the context.
@@ -39,11 +51,10 @@ def panels(count: int, height: float) -> Iterator[tuple[Figure, list[Axes]]]:
     Raises:
         FewstepError: matplotlib is not installed.
     """
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise FewstepError('figures need matplotlib: pip install "fewstep-core[bench]"') from error
+    check_matplotlib()
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
     with rc_context(STYLE):
         figure = Figure(figsize=(5.4, height * count), layout="constrained")
         yield figure, list(figure.subplots(count, squeeze=False)[:, 0])

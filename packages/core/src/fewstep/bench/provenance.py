@@ -37,7 +37,7 @@ class Provenance:
     """CPU threads of torch."""
     versions: dict[str, str] = field(hash=False)
     commit: str
-    """Of the checkout, with ``+dirty`` where files differed from it; empty where there was none."""
+    """Head of the checkout, with ``+dirty`` where files differed from it; empty where there was no checkout."""
     date: str
     """ISO 8601; UTC where it names no time zone."""
     command: str

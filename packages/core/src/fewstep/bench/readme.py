@@ -119,27 +119,22 @@ def check_readme(readme: Path, source: Path) -> bool:
     Raises:
         FewstepError: the markers are missing or there are no rows.
     """
-    return _split(readme)[1].strip() == readme_table(load(source))
+    return _updated(readme, source) == readme.read_text(encoding="utf-8")
 
 
 def update_readme(readme: Path, source: Path) -> None:
-    """Put the table of the rows in `source` between the markers; a README that is up to date is not written.
+    """Put the table of the rows in `source` between the markers.
 
     Raises:
         FewstepError: the markers are missing or there are no rows.
         OSError: the file cannot be written.
     """
-    before, between, after = _split(readme)
-    wanted = readme_table(load(source))
-    if between.strip() != wanted:
-        readme.write_text(f"{before}{BEGIN}\n{wanted}\n{END}{after}", encoding="utf-8")
+    readme.write_text(_updated(readme, source), encoding="utf-8")
 
 
-def _split(readme: Path) -> tuple[str, str, str]:
-    """The text before, between and after the markers, markers left out."""
-    text = readme.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    between, end, after = rest.partition(END)
+def _updated(readme: Path, source: Path) -> str:
+    before, begin, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
     if not begin or not end:
         raise BadFileError(f"{readme} has no place for the table: it needs the lines {BEGIN} and {END}")
-    return before, between, after
+    return f"{before}{BEGIN}\n{readme_table(load(source))}\n{END}{after}"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.resources import files
-from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import formatting, pareto, scaling, shares, tables
 from .plots import embedded, save
@@ -17,6 +16,8 @@ from .tables import Comparison, compare
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+T = TypeVar("T")
 
 
 def write_report(source: Path, html: Path | None, *, figures: Path | None) -> str:
@@ -42,8 +43,11 @@ def draw_figures(comparisons: Sequence[Comparison]) -> Iterator[tuple[tuple[str,
     """The names and figures of each task and model: Pareto, skipped shares, context length.
 
     Of several comparisons the one with the most points, or lengths, is drawn; the report page has all of them.
+
+    Raises:
+        FewstepError: matplotlib is not installed.
     """
-    for names, group in _grouped(comparisons).items():
+    for names, group in _grouped(comparisons, lambda one: one.names).items():
         if figure := pareto.draw(max(group, key=lambda one: len(pareto.points(one)))):
             yield names, figure
         if drawn := [figure for figure in map(shares.draw, group) if figure]:
@@ -52,24 +56,20 @@ def draw_figures(comparisons: Sequence[Comparison]) -> Iterator[tuple[tuple[str,
             yield (*names, "by-length"), scaling.draw(max(series, key=lambda one: len(one.comparisons)))
 
 
-def _grouped(comparisons: Sequence[Comparison]) -> dict[tuple[str, ...], list[Comparison]]:
-    groups: dict[tuple[str, ...], list[Comparison]] = {}
-    for comparison in comparisons:
-        groups.setdefault(comparison.names, []).append(comparison)
+def _grouped(items: Sequence[T], key: Callable[[T], Any]) -> dict[Any, list[T]]:
+    groups: dict[Any, list[T]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
     return groups
 
 
 def markdown(rows: Sequence[Row]) -> str:
     """Every comparison as a Markdown section: table, remarks, conditions and the commands that repeat it."""
-    sections = [_section(comparison) for comparison in compare(rows)]
-    return "\n\n".join(filter(None, [*sections, tables.superseded_remark(rows)])) + "\n"
+    return "\n\n".join(map(_section, compare(rows))) + "\n"
 
 
 def _section(comparison: Comparison) -> str:
-    header = [
-        "arm",
-        *(f"{formatting.heading(name)} {formatting.direction(name)}".strip() for name in comparison.metrics),
-    ]
+    header = ["arm", *map(formatting.column, comparison.metrics)]
     body = [[arm.marked, *(tables.cell(arm, name) for name in comparison.metrics)] for arm in comparison.arms]
     parts = [
         f"## {comparison.task}: {comparison.model} ({comparison.machine})",
@@ -99,26 +99,16 @@ def page(rows: Sequence[Row], samples: Path) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     live = [row for row in rows if not row.superseded]
     return environment.from_string(template).render(
-        tasks=[(task, list(group)) for task, group in groupby(_by_task(sections), key=_task)],
+        tasks=_grouped(sections, lambda section: section["comparison"].task),
         cards=[card for card in map(_card, comparisons) if card],
         methods=len({row.method for row in live} - {DENSE}),
         models=len({row.model for row in live}),
         rows=len(live),
         newest=max(row.run.time for row in live).date().isoformat(),
-        superseded=tables.superseded_remark(rows),
         dense=DENSE,
         formatting=formatting,
         conditions=tables.conditions,
     )
-
-
-def _task(section: dict[str, Any]) -> str:
-    return section["comparison"].task
-
-
-def _by_task(sections: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    order = list(dict.fromkeys(map(_task, sections)))
-    return sorted(sections, key=lambda section: order.index(_task(section)))
 
 
 def _article(number: int, comparison: Comparison, samples: Path) -> dict[str, Any]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,10 +10,10 @@ import torch
 from ..loaders import Loaded
 from ..method import Method
 from . import gate, timing
-from .record import ArmConfig, Measurement, config, make_rows, measurement, plain
-from .rows import DENSE, Row, append
-from .samples import FOLDER, write_samples
-from .settings import Event, Settings
+from .record import ArmConfig, Measurement, config, measurement
+from .rows import DENSE, Row
+from .session import Session, Watch
+from .settings import Settings
 from .task import Outcome, Task
 
 
@@ -25,7 +23,7 @@ def bench(
     task: Task,
     task_name: str,
     settings: Settings,
-    watch: Callable[[Event], None] = lambda event: None,
+    watch: Watch = lambda event: None,
 ) -> list[Row]:
     """Measure `arms` (by label) against the unchanged model, side by side in this process; append the rows to a file.
 
@@ -38,52 +36,51 @@ def bench(
     """
     settings.prepare()
     with timing.fixed_threads(settings.threads):
-        return _Bench(loaded, arms, task, task_name, settings, watch).run()
+        session = _MethodSession(loaded, arms, task, task_name, settings, watch)
+        session.warm_up()
+        return session.run()
 
 
-class _Bench:
-    def __init__(self, loaded: Loaded, arms: dict, task: Any, task_name: str, settings: Settings, watch: Callable):
-        self.loaded, self.arms, self.task, self.task_name = loaded, arms, task, task_name
-        self.settings, self.watch = settings, watch
+class _MethodSession(Session):
+    def __init__(self, loaded: Loaded, methods: dict[str, Method], task: Any, name: str, settings: Settings, watch):
+        self.loaded, self.methods = loaded, methods
         self.device, self.dtype = timing.model_device(loaded.model), timing.model_dtype(loaded.model)
-        self.provenance = settings.provenance(loaded.weights, self.device, self.dtype)
-        self.measurements: dict[str, list[Measurement]] = {DENSE: [], **{label: [] for label in arms}}
+        provenance = settings.provenance(loaded.weights, self.device, self.dtype)
+        arms = {label: ArmConfig(method.name, config(method, loaded.name)) for label, method in methods.items()}
+        super().__init__(arms, task, (name, loaded.name), settings, provenance, watch)
+        attention = getattr(getattr(loaded.model, "config", None), "_attn_implementation", None) or "eager"
+        self.dense = f"{DENSE}-{attention}-{self.dtype}"
         self.red: set[str] = set()
-        self.done = 0
-        identities = sum(method.identity() is not None for method in arms.values())
-        self.total = 1 + len(arms) + identities + settings.repeats * (1 + len(arms))
+        identities = sum(method.identity() is not None for method in methods.values())
+        self.total = 1 + len(methods) + identities + settings.repeats * (1 + len(methods))
 
-    def run(self) -> list[Row]:
+    def warm_up(self) -> None:
         if self.loaded.weights == "random":
-            self._tell("note", f"{self.loaded.name} has random weights: no quality metric is reported")
-        self._warm_up()
-        try:
-            for repeat in range(self.settings.repeats):
-                self._pair(repeat)
-        except KeyboardInterrupt:
-            if any(self.measurements[label] for label in self.arms):
-                self._write()
-            raise
-        return self._write()
-
-    def _warm_up(self) -> None:
+            self.tell("note", f"{self.loaded.name} has random weights: no quality metric is reported")
         small = self.task.small()
         dense = self._once(small, None, 0)
-        self._tell("warm-up", "warm-up: dense", arm=DENSE)
-        for label, method in self.arms.items():
+        self.tell("warm-up", "warm-up: dense", arm=DENSE)
+        for label, method in self.methods.items():
             if (identity := method.identity()) is not None:
                 wrong = gate.difference(self._once(small, identity, 0), dense, self.dtype)
                 if wrong:
                     self.red.add(label)
                 said = f"RED ({wrong}): no speed-up is reported for it" if wrong else "green"
-                self._tell("gate", f"gate: {label} at its identity setting equals dense: {said}", label, ok=not wrong)
+                self.tell("gate", f"gate: {label} at its identity setting equals dense: {said}", label, ok=not wrong)
             self._once(small, method, 0)
-            self._tell("warm-up", f"warm-up: {label}", arm=label)
+            self.tell("warm-up", f"warm-up: {label}", arm=label)
 
-    def _pair(self, repeat: int) -> None:
+    def repeat(self, repeat: int) -> None:
         dense = self._measure(DENSE, None, repeat, None)
-        for label, method in self.arms.items():
+        for label, method in self.methods.items():
             self._measure(label, method, repeat, dense)
+
+    def finished(self) -> dict[str, list[Measurement]]:
+        pairs = max((len(self.measurements[label]) for label in self.arms), default=len(self.measurements[DENSE]))
+        return {label: runs[:pairs] for label, runs in self.measurements.items() if runs[:pairs]}
+
+    def ratios(self) -> dict[str, Any]:
+        return {"red": self.red, "extra_baselines": getattr(self.task, "extra_baselines", None)}
 
     def _measure(self, label: str, method: Method | None, repeat: int, dense: Outcome | None) -> Outcome:
         with timing.PeakMemory(self.device) as peak:
@@ -93,16 +90,14 @@ class _Bench:
             quality = {**outcome.quality, **(self.task.compare(outcome, dense) if dense else {})}
         where = f"{self.task_name}, {label}, repeat {repeat + 1}"
         self.measurements[label].append(measurement(outcome, quality, where, **{peak.metric: float(peak.value)}))
-        self._tell("measured", f"repeat {repeat + 1}: {label}: {self._summary(label)}", arm=label)
+        self.tell("measured", f"repeat {repeat + 1}: {label}: {self._summary(label)}", arm=label)
         return outcome
 
     def _once(self, task: Any, method: Method | None, repeat: int) -> Outcome:
         seed = self.settings.seed + repeat
         cuda = [self.device] if self.device.type == "cuda" else []
-        with (
-            torch.random.fork_rng(devices=cuda),
-            method.apply(self.loaded.model) if method else contextlib.nullcontext(),
-        ):
+        applied = method.apply(self.loaded.model) if method else contextlib.nullcontext()
+        with torch.random.fork_rng(devices=cuda), applied:
             torch.manual_seed(seed)  # for models that sample: the same numbers in each arm
             outcome = task.run(self.loaded, torch.Generator().manual_seed(seed))
         self.done += 1
@@ -117,27 +112,3 @@ class _Bench:
             paired = other is not None and label != DENSE and label not in self.red
             parts.append(f"{name} {value:.3g} s" + (f" {other / value:.2f}x" if paired else ""))
         return ", ".join(parts)
-
-    def _write(self) -> list[Row]:
-        pairs = max((len(self.measurements[label]) for label in self.arms), default=len(self.measurements[DENSE]))
-        measurements = {label: runs[:pairs] for label, runs in self.measurements.items() if runs}
-        params = {**plain(dataclasses.asdict(self.task)), "seed": self.settings.seed, "repeats": pairs}
-        head = {"task": self.task_name, "model": self.loaded.name, "params": params}
-        attention = getattr(getattr(self.loaded.model, "config", None), "_attn_implementation", None) or "eager"
-        rows = make_rows(
-            {**head, "run": self.provenance},
-            {label: ArmConfig(method.name, config(method, self.loaded.name)) for label, method in self.arms.items()},
-            measurements,
-            f"{DENSE}-{attention}-{self.dtype}",
-            red=self.red,
-            extra_baselines=getattr(self.task, "extra_baselines", None),
-        )
-        shown = {label: runs[0].samples for label, runs in measurements.items()}
-        write_samples(self.settings.results / FOLDER, self.provenance.id, head, shown)
-        file = self.settings.results / f"{self.task_name}.jsonl"
-        append(rows, file)
-        self._tell("written", f"{len(rows)} rows of {pairs} finished pair{'s' * (pairs != 1)} added to {file}")
-        return rows
-
-    def _tell(self, kind: Any, text: str, arm: str = "", ok: bool = True) -> None:
-        self.watch(Event(kind=kind, text=text, done=self.done, total=self.total, arm=arm, ok=ok))

@@ -32,14 +32,14 @@ def available_cores() -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Settings that all measurements share.
+    """Settings that all measurements share; the flags of ``fewstep bench``.
 
     Raises:
         ValueError: `repeats` or `threads` is below 1.
     """
 
     repeats: int = 3
-    """Pairs; each has inputs of its own, the same for every arm."""
+    """Pairs of runs, each with inputs of its own, the same for every arm; of recipes, trainings from one seed each."""
     seed: int = 0
     """Seed of the first repeat; repeat r has seed + r."""
     threads: int = field(default_factory=available_cores)

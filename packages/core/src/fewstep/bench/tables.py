@@ -14,6 +14,7 @@ from .rows import DENSE, Row, read
 
 RANDOM_MARK = "random weights: mechanics only"
 DIRTY_MARK = "†"
+DIRTY_REMARK = f"{DIRTY_MARK} Measured on a checkout whose files differed from its commit."
 TELLING = ("ttft", "time_to_quality", "generate")
 """The waits that users notice most, where they were measured."""
 _HOW_OFTEN = ("seed", "seeds", "repeats")
@@ -187,12 +188,3 @@ def remarks(comparison: Comparison) -> list[str]:
         said.append("The arms come from several runs; each ratio is against the dense model of its own run.")
     older = [f"{arm.label} ({arm.older})" for arm in comparison.arms if arm.older]
     return said + ([f"Older runs, not shown: {', '.join(older)}."] if older else [])
-
-
-DIRTY_REMARK = f"{DIRTY_MARK} Measured on a checkout whose files differed from its commit."
-
-
-def superseded_remark(rows: Sequence[Row]) -> str:
-    """The number of rows that were left out because later ones replace them; empty if none."""
-    count = sum(row.superseded for row in rows)
-    return f"{count} superseded row{'' if count == 1 else 's'} left out." if count else ""

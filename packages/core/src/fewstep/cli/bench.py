@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from .. import hub, plugins
 from ..bench.formatting import compact
@@ -25,8 +29,8 @@ from .table import show_rows
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchOptions(MethodModelOptions):
-    """Task, arms and repeats."""
+class BenchOptions(MethodModelOptions, Settings):
+    """Task, arms and settings."""
 
     task: str = ""
     """A name from `fewstep list`; default: the first task of the method's own package, or the only one."""
@@ -34,44 +38,34 @@ class BenchOptions(MethodModelOptions):
     """Other methods to measure in the same run, with their default settings: a,b. The unchanged model always is."""
     also: tuple[str, ...] = ()
     """More settings of the method to measure in the same run, each in quotes: "entry=18,21,28 offload"."""
-    repeats: int = 3
-    """Pairs of runs, each with inputs of its own."""
-    seed: int = 0
-    """Seed of the inputs of the first pair."""
-    results: Path = Path("results")
-    """Rows are appended to TASK.jsonl in this folder."""
-    allow_dirty: bool = False
-    """Measure a checkout whose files differ from its commit; the rows are marked."""
+    command: Annotated[str, tyro.conf.Suppress] = ""
 
 
 def bench(words: list[str]) -> int:
     """Measure and print a table; exit code 1 when the correctness gate of an arm is red.
 
     A number of the method may be a list, ``--keep 0.25,0.5``: each value is an arm, of the methods of ``--vs`` too.
+
+    Raises:
+        FewstepError: a name or a flag is wrong, the checkout is dirty, or the measurement fails.
+        OSError: the results folder cannot be written.
     """
     if words and words[0] in plugins.recipes():
         return bench_recipe(words)
     quiet()
-    command = shlex.join(["fewstep", "bench", *words])
+    typed = shlex.join(["fewstep", "bench", *words])
     card, words = named("bench", words, "method", plugins.methods())
     # All names are looked up before anything heavy is imported.
     task_card = _task_card(card, peek(words, "--task"))
     others = [name.strip() for name in (peek(words, "--vs") or "").split(",")]
     other_cards = [plugins.find(plugins.methods(), name, "method") for name in others if name not in ("", DENSE)]
     _check_model(peek(words, "--model"))
-    swept, words = sweep.taken(card.load(), words)
+    swept, words = sweep.take_sweep(card.load(), words)
     groups = [Group("bench", BenchOptions), method_group(card, words), Group(task_card.name, task_card.load(), "task")]
     description = f"{card.summary}\n\nTask {task_card.name}: {task_card.summary}."
     options, method, task = parse(f"fewstep bench {card.name}", description, words, groups)
-    settings = Settings(
-        repeats=options.repeats,
-        seed=options.seed,
-        threads=options.threads,
-        results=options.results,
-        allow_dirty=options.allow_dirty,
-        command=command,
-    )
-    settings.prepare()
+    options = dataclasses.replace(options, command=typed)
+    options.prepare()
     more = [_setting(card, setting, options.model) for setting in options.also]
     methods = [chosen_method(card, options, method), *more, *(_default(one, options.model) for one in other_cards)]
     arms = _labelled(sweep.spread(methods, swept), options.model)
@@ -83,9 +77,9 @@ def bench(words: list[str]) -> int:
 
         def watch(event: Event) -> None:
             red.extend([] if event.ok else [event.arm])
-            progress.advance(event.done, event.total, event.text)
+            progress.event(event)
 
-        rows = measure(loaded, arms, task, task_card.name, settings, watch)
+        rows = measure(loaded, arms, task, task_card.name, options, watch)
     show_rows(rows)
     for arm in red:
         print(f"fewstep: no speed-up for {arm}: its identity setting differs from the dense model", file=sys.stderr)

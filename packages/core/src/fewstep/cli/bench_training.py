@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import shlex
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import tyro
 
 from .. import plugins
 from ..bench.formatting import compact
 from ..bench.record import plain
-from ..bench.settings import Settings, available_cores
+from ..bench.settings import Settings
 from ..bench.task import TrainingTask
 from ..cards import Card
 from ..errors import FewstepError
@@ -26,8 +27,8 @@ DEFAULT_TASK = "time-to-quality"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingBenchOptions:
-    """Recipes that are trained side by side, and the number of seeds."""
+class TrainingBenchOptions(Settings):
+    """Recipes that are trained side by side, and settings."""
 
     settings: tuple[str, ...] = ()
     """Settings of the recipe: lam=0.2 student.lr=1e-4."""
@@ -36,24 +37,19 @@ class TrainingBenchOptions:
     is the baseline."""
     task: str = DEFAULT_TASK
     """A task for training, from `fewstep list`."""
-    repeats: int = 3
-    """Seeds; each trains every recipe once."""
-    seed: int = 0
-    """The first of them."""
     device: str = "auto"
     """cpu or cuda; auto takes the GPU where there is one."""
-    threads: int = field(default_factory=available_cores)
-    """CPU threads of torch."""
-    results: Path = Path("results")
-    """Rows are appended to TASK.jsonl in this folder."""
-    allow_dirty: bool = False
-    """Measure a checkout whose files differ from its commit; the rows are marked."""
+    command: Annotated[str, tyro.conf.Suppress] = ""
 
 
 def bench_recipe(words: list[str]) -> int:
-    """Train recipes in turn and print a table of their times and quality."""
+    """Train recipes in turn and print a table of their times and quality.
+
+    Raises:
+        FewstepError: a name or a flag is wrong, the checkout is dirty, or the measurement fails.
+        OSError: the results folder cannot be written.
+    """
     quiet()
-    command = shlex.join(["fewstep", "bench", *words])
     card = plugins.recipes()[words[0]]
     # All names are looked up before anything heavy is imported.
     task_card = plugins.find(plugins.tasks(), peek(words, "--task") or DEFAULT_TASK, "task")
@@ -65,14 +61,7 @@ def bench_recipe(words: list[str]) -> int:
     options, task = parse(f"fewstep bench {card.name}", description, words[1:], groups)
     if not isinstance(task, TrainingTask):
         raise FewstepError(f"{task_card.name} measures methods, not training; for recipes there is {DEFAULT_TASK}")
-    settings = Settings(
-        repeats=options.repeats,
-        seed=options.seed,
-        threads=options.threads,
-        results=options.results,
-        allow_dirty=options.allow_dirty,
-        command=command,
-    )
+    options = dataclasses.replace(options, command=shlex.join(["fewstep", "bench", *words]))
     import torch
 
     from ..bench.training import RecipeArm, bench_training
@@ -87,9 +76,7 @@ def bench_recipe(words: list[str]) -> int:
         arms[label] = RecipeArm(one.name, config, recipe)
     device = torch.device(chosen_device(options.device))
     with following(f"{task_card.name}: {', '.join(arms)}") as progress:
-        rows = bench_training(
-            arms, task, task_card.name, settings, device, lambda e: progress.advance(e.done, e.total, e.text)
-        )
+        rows = bench_training(arms, task, task_card.name, options, device, progress.event)
     show_rows(rows)
     return 0
 

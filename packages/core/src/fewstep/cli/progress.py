@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ..bench.settings import Event
+
 LINES = 100
 """Plain lines for the steps of one training run, about."""
 
@@ -16,11 +18,11 @@ class PlainProgress:
     def step(self, done: int, total: int, metrics: dict[str, float]) -> None:
         """Print the first training step, the last, and about a hundred between them."""
         if done in (1, total) or done % max(1, total // LINES) == 0:
-            self.advance(done, total, _losses(metrics))
+            self.say(f"[{done}/{total}] {_losses(metrics)}")
 
-    def advance(self, done: int, total: int, text: str) -> None:
-        """Print `text` with the number of finished pieces."""
-        self.say(f"[{done}/{total}] {text}")
+    def event(self, event: Event) -> None:
+        """Print a step of a measurement with the number of runs that are over."""
+        self.say(f"[{event.done}/{event.total}] {event.text}")
 
     def say(self, text: str) -> None:
         """Print `text`."""
@@ -42,10 +44,10 @@ class BarProgress(PlainProgress):
         """Move the bar and show the newest losses."""
         self.progress.update(self.bar, completed=done, total=total, losses=_losses(metrics))
 
-    def advance(self, done: int, total: int, text: str) -> None:
-        """Move the bar and print `text` above it."""
-        self.progress.update(self.bar, completed=done, total=total)
-        self.say(text)
+    def event(self, event: Event) -> None:
+        """Move the bar and print the step above it."""
+        self.progress.update(self.bar, completed=event.done, total=event.total)
+        self.say(event.text)
 
     def say(self, text: str) -> None:
         """Print `text` above the bar."""

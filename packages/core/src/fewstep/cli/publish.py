@@ -43,7 +43,12 @@ class PushOptions:
 
 
 def report(words: list[str]) -> int:
-    """Print the rows as Markdown, or write the page; and the figures and the README table where asked for."""
+    """Print the rows as Markdown, or write the page; and the figures and the README table where asked for.
+
+    Raises:
+        FewstepError: there are no rows, a file is damaged, or matplotlib is missing.
+        OSError: an output cannot be written.
+    """
     from ..bench.archive import archive
     from ..bench.readme import update_readme
     from ..bench.report import write_report
@@ -59,7 +64,11 @@ def report(words: list[str]) -> int:
 
 
 def push(words: list[str]) -> int:
-    """Upload a saved method and print its address."""
+    """Upload a saved method and print its address.
+
+    Raises:
+        FewstepError: the folder or the name is wrong, the hub is offline, or the upload fails.
+    """
     (options,) = parse("fewstep push", "upload a saved method to the hub", words, [Group("push", PushOptions)])
     if not (options.folder / hub.CONFIG).is_file():
         raise BadFileError(f"{options.folder} is not a saved fewstep method: it has no {hub.CONFIG}")
