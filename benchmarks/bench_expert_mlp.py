@@ -18,7 +18,7 @@ from fewstep.bench.rows import Row, append
 from fewstep.kernels.check import numerics
 from fewstep.kernels.expert_mlp import KERNEL
 from fewstep.testing import moe
-from side_by_side import parser, settings_of
+from side_by_side import parser, prepared
 
 SKIPPED = (0.0, 0.5, 0.75, 0.875)
 THEIRS = ("eager", "grouped_mm", "batched_mm")
@@ -112,8 +112,7 @@ def main() -> int:
         print(f"the CPU kernel is wrong, nothing timed: {result.detail}", file=sys.stderr)
         return 1
     torch.set_num_threads(options.threads)
-    settings = settings_of(options)
-    settings.prepare()
+    settings = prepared(options)
     h, f, count, k = options.sizes
     for tokens in options.tokens:
         block = Block(h, f, count, k, tokens, seed=0)

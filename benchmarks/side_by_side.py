@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fewstep import FewstepError
 from fewstep.bench.record import ArmConfig, Measurement, make_rows
 from fewstep.bench.rows import DENSE, append
 from fewstep.bench.settings import Settings
@@ -27,15 +28,25 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return made
 
 
-def settings_of(options: argparse.Namespace) -> Settings:
-    """Settings of a run with the options of `parser`, and the threads that torch uses now."""
-    return Settings(
+def prepared(options: argparse.Namespace) -> Settings:
+    """Settings of a run with the options of `parser` and the threads that torch uses now.
+
+    Raises:
+        SystemExit: the checkout is dirty, and `options.allow_dirty` is not set.
+        OSError: the results folder cannot be written.
+    """
+    settings = Settings(
         repeats=1,
         threads=torch.get_num_threads(),
         results=options.results,
         allow_dirty=options.allow_dirty,
         command=shlex.join(["python", *sys.argv]),
     )
+    try:
+        settings.prepare()
+    except FewstepError as error:
+        raise SystemExit(str(error)) from None
+    return settings
 
 
 def interleaved(
@@ -73,14 +84,8 @@ class Recorder:
     def __init__(
         self, task: str, options: argparse.Namespace, device: str, dtype: torch.dtype, params: dict[str, Any]
     ) -> None:
-        """Begin a run; `options` are those of `parser`.
-
-        Raises:
-            FewstepError: the checkout is dirty, and `options.allow_dirty` is not set.
-            OSError: the results folder cannot be written.
-        """
-        settings = settings_of(options)
-        settings.prepare()
+        """Begin a run; `options` are those of `parser`, see `prepared` for the errors."""
+        settings = prepared(options)
         self.path, self.params = options.results / f"{task}.jsonl", params
         run = settings.provenance("random", torch.device(device), str(dtype)[6:])
         self.head = {"task": task, "model": "random-qkv", "run": run}

@@ -16,7 +16,7 @@ from fewstep.bench.rows import DENSE, append
 from fewstep.bench.settings import available_cores
 from fewstep.train.loop import Loop
 from fewstep.train.parallel import World
-from side_by_side import parser, settings_of
+from side_by_side import parser, prepared
 
 
 class Clock:
@@ -66,8 +66,7 @@ def main() -> int:
     flags.add_argument("--steps", type=int, default=20)
     options = flags.parse_args()
     torch.set_num_threads(available_cores())
-    settings = settings_of(options)
-    settings.prepare()
+    settings = prepared(options)
     run = settings.provenance("trained", torch.device("cpu"), "float32")
     seconds, shares = measure(options.recipe, options.steps)
     networks = sum(share for name, share in shares.items() if "ward" in name)

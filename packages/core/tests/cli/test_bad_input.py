@@ -186,6 +186,16 @@ def test_a_quality_that_is_no_number_is_named_and_not_recorded(fewstep, tmp_path
     assert not (tmp_path / "results/walk.jsonl").exists()
 
 
+def test_a_dirty_checkout_is_refused_in_one_sentence(fewstep, tmp_path):
+    me = "-c", "user.name=me", "-c", "user.email=me@here"
+    for words in (["init", "-q"], [*me, "commit", "-qm", "one", "--allow-empty"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    (tmp_path / "code.py").write_text("1\n")
+    run = fewstep(*BENCH)
+    refused(run, "differ from commit", "--allow-dirty")
+    assert run.stdout == "" and not (tmp_path / "results").exists()
+
+
 def test_a_red_gate_gives_no_speed_up(fewstep, tmp_path):
     run = fewstep("bench", "liar", "--model", "toy-net", "--task.length", "8", "--repeats", "1")
     assert run.returncode == 1

@@ -104,8 +104,9 @@ def test_bench_measures_shows_and_records(fewstep, tmp_path):
     assert list(samples["arms"]) == ["dense", "skip keep=0.25", "skip"]
     shown = fewstep("show", "skip").stdout
     assert "measured" in shown and "skip keep=0.25" in shown
-    report = fewstep("report")
+    report = fewstep("report", "--archive")
     assert report.returncode == 0 and "| skip keep=0.25 |" in report.stdout
+    assert report.stdout.startswith("moved 0 rows to results/archive\n")
 
 
 def test_bench_measures_more_settings_in_the_same_run(fewstep, tmp_path):

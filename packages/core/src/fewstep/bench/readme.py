@@ -43,18 +43,18 @@ def readme_table(rows: Sequence[Row]) -> str:
     for comparison in compare([row for row in rows if row.task not in plugins.kernels()]):
         if comparison.random:
             continue
-        of_hardware = best.setdefault(comparison.setting.hardware, {})
         for arm in comparison.arms:
-            shown = {speed_metric(comparison), quality_metric(comparison)} & set(arm.rows)
+            if arm.method in aside or not {speed_metric(comparison), quality_metric(comparison)} & set(arm.rows):
+                continue
+            of_hardware = best.setdefault(comparison.setting.hardware, {})
             one = of_hardware.get(arm.method)
-            if arm.method not in aside and shown and (one is None or _rank(comparison, arm) > _rank(*one)):
+            if one is None or _rank(comparison, arm) > _rank(*one):
                 of_hardware[arm.method] = comparison, arm
-    tables = {hardware: [_line(*methods[name]) for name in sorted(methods)] for hardware, methods in best.items()}
-    titled = [f"**{hardware}**\n\n" if len(tables) > 1 else "" for hardware in tables]
-    parts = [
-        title + markdown_table(HEADER, lines, words=2) for title, lines in zip(titled, tables.values(), strict=True)
-    ]
-    dirty = any(line[0].endswith(DIRTY_MARK) for lines in tables.values() for line in lines)
+    parts = []
+    for hardware, methods in best.items():
+        parts += [f"**{hardware}**"] if len(best) > 1 else []
+        parts.append(markdown_table(HEADER, [_line(*methods[name]) for name in sorted(methods)], words=2))
+    dirty = any(arm.run.dirty for methods in best.values() for _, arm in methods.values())
     return "\n\n".join([*parts, *([DIRTY_REMARK] if dirty else [])])
 
 
