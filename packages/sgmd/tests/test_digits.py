@@ -57,7 +57,16 @@ def test_a_video_from_a_prompt(name: str, tmp_path: Path, capsys):
 
 def test_the_benchmark_of_the_readme(tmp_path: Path, capsys):
     words = ["bench", "sgmd", "--model", "digits-wan", "--task", "moving-digits", "--clips", "8", "--repeats", "1"]
-    also = ["--also", "weights=None", "steps=1000,500", "--task.steps", "4", "--results", str(tmp_path)]
+    also = [
+        "--also",
+        "weights=None",
+        "steps=1000,500",
+        "--task.steps",
+        "4",
+        "--results",
+        str(tmp_path),
+        "--allow-dirty",
+    ]
     assert main([*words, *also]) == 0, capsys.readouterr().err
     rows = {(row.method, json.dumps(row.config), row.metric): row for row in read(tmp_path / "moving-digits.jsonl")}
     calls = {key[:2]: row.value for key, row in rows.items() if key[2] == "network_calls"}

@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from fewstep.bench.task import Outcome, Sample
+from fewstep.bench import Outcome, Sample, TrainingTask
 from fewstep.contract import Loaded
 from fewstep.errors import UnsupportedModelError
-from fewstep.race.task import Race
 from jaxtyping import Float
 from torch import Tensor
 
@@ -92,7 +91,7 @@ class MovingDigits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TimeToQuality(Race):
+class TimeToQuality(TrainingTask):
     """Seconds of training until the best Frechet distance that the baseline reaches, on moving digits."""
 
     metric = "frechet"
