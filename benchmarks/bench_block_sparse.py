@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import torch
-from fewstep.kernels.block_sparse_attention import KERNEL, block_sparse_attention, chosen_backend
+from fewstep.kernels.block_sparse_attention import KERNEL, block_sparse_attention
 from fewstep.kernels.check import numerics
 from side_by_side import Call, Recorder, interleaved, pair_ratio, peak_flops
 from torch import Tensor
@@ -67,7 +67,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=Path("results"))
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    backend, dtype, size = chosen_backend(device), getattr(torch, options.dtype), options.block
+    backend, dtype, size = KERNEL.chosen_backend(device), getattr(torch, options.dtype), options.block
     if not (result := numerics(KERNEL, backend, device)).ok:
         print(f"{backend} is wrong, nothing timed: {result.detail}", file=sys.stderr)
         return 1

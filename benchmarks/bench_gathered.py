@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from fewstep.kernels.check import numerics
-from fewstep.kernels.gathered_attention import KERNEL, chosen_backend, gathered_attention
+from fewstep.kernels.gathered_attention import KERNEL, gathered_attention
 from side_by_side import Recorder, interleaved, pair_ratio
 from torch import Tensor
 from torch.nn import functional as F
@@ -42,7 +42,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=Path("results"))
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    backend, dtype = chosen_backend(device), getattr(torch, options.dtype)
+    backend, dtype = KERNEL.chosen_backend(device), getattr(torch, options.dtype)
     if not (result := numerics(KERNEL, backend, device)).ok:
         print(f"{backend} is wrong, nothing timed: {result.detail}", file=sys.stderr)
         return 1

@@ -1,9 +1,9 @@
-"""T4: the score times, and what the paper's weights make of them."""
+"""T4: the levels of the score times, and the weights of the paper at them."""
 
 import pytest
 import torch
 from fewstep.flow import ScoreTime
-from fewstep.kernels.match_loss.naive import match_weights
+from fewstep_sgmd.loss import match_weights
 
 
 def test_t4_weight_statistics():

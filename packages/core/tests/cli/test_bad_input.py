@@ -162,8 +162,10 @@ def test_a_red_gate_gives_no_speed_up(fewstep, tmp_path):
     assert all(row["baseline"] is None for row in rows)
 
 
-def interrupted(environment: dict[str, str], folder: Path, until: str, endless: int) -> tuple[int, str, str]:
-    """Exit code and output of a benchmark that gets SIGINT once it has printed a line holding `until`."""
+def interrupted(
+    environment: dict[str, str], folder: Path, until: str, endless: int, number: int = signal.SIGINT
+) -> tuple[int, str, str]:
+    """Exit code and output of a benchmark that gets a signal once it has printed a line holding `until`."""
     command = [sys.executable, "-m", "fewstep", *BENCH, "--endless", str(endless)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, cwd=folder, env=environment, **pipes) as process:
@@ -171,16 +173,17 @@ def interrupted(environment: dict[str, str], folder: Path, until: str, endless: 
         for line in process.stdout:
             said += line
             if until in line:
-                process.send_signal(signal.SIGINT)
+                process.send_signal(number)
                 break
         rest, errors = process.communicate()
     return process.returncode, said + rest, errors
 
 
-def test_ctrl_c_keeps_what_is_finished(environment, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_keeps_what_is_finished(environment, tmp_path, number):
     (tmp_path / "results").mkdir()
     (tmp_path / "results/walk.jsonl").write_text("")
-    code, said, errors = interrupted(environment(), tmp_path, "repeat 1: skip", endless=1)
+    code, said, errors = interrupted(environment(), tmp_path, "repeat 1: skip", endless=1, number=number)
     assert (code, errors) == (130, "fewstep: interrupted\n")
     rows = [json.loads(line) for line in (tmp_path / "results/walk.jsonl").read_text().splitlines()]
     assert f"{len(rows)} rows of 1 finished pair added" in said

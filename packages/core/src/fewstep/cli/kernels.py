@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -56,9 +55,8 @@ def kernels(words: list[str]) -> int:
 
 
 def _chosen(kernel: Kernel) -> str:
-    """What the kernel's own dispatcher takes for tensors on the devices of this machine."""
+    """Backend that the kernel takes for tensors on each device of this machine."""
     import torch
 
-    module = importlib.import_module(kernel.target.partition(":")[0])
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    return ", ".join(f"{device}: {module.chosen_backend(device)}" for device in devices)
+    return ", ".join(f"{device}: {kernel.chosen_backend(device)}" for device in devices)
