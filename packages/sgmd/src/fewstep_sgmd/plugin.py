@@ -12,7 +12,7 @@ def fewstep_methods():
             target="fewstep_sgmd.method:SGMD",
             paper="2605.30116",
             models=("WanPipeline",),
-            run="fewstep_sgmd.generate:Generate",
+            run="fewstep_sgmd.inputs:VideoInputs",
         )
     ]
 
@@ -63,6 +63,13 @@ def fewstep_recipes():
             name="sgmd-wan-14b",
             summary="the official SGMD recipe for Wan2.1-T2V-14B",
             target=f"{where}:sgmd_wan_14b",
+            paper="2605.30116",
+            models=wan,
+        ),
+        Card(
+            name="sgmd-wan-5b",
+            summary="the official SGMD recipe for Wan2.2-TI2V-5B, from prompts alone",
+            target=f"{where}:sgmd_wan_5b",
             paper="2605.30116",
             models=wan,
         ),

@@ -1,4 +1,4 @@
-"""T13, names: both directions on real Wan transformers, and against what diffusers itself makes of native names."""
+"""Both directions on real Wan transformers, and against the conversion of native names in diffusers itself."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 from fewstep.errors import BadFileError
 from fewstep.families import wan
-from fewstep_sgmd.names import are_native, to_diffusers, to_native
+from fewstep.families.wan_names import are_native, to_diffusers, to_native
 
 WITH_IMAGE = {"image_dim": 6, "added_kv_proj_dim": 24, "pos_embed_seq_len": 4}
 
@@ -38,7 +38,7 @@ def test_every_parameter_goes_there_and_back(overrides):
         ("blocks.0.self_attn.q", "blocks.0.attn1.to_q"),
     ],
 )
-def test_the_cards_names(native, diffusers):
+def test_names_of_known_parameters(native, diffusers):
     assert to_diffusers(native) == diffusers and to_native(diffusers) == native
 
 

@@ -1,14 +1,14 @@
-"""Names of a Wan transformer's parameters: diffusers' and those of the original weights ("native"), both directions.
+"""Parameter names of Wan transformers: those of diffusers and those of the original weights ("native"), both ways.
 
-Inside a block the two parameter-free norms and the affine one change places: native ``norm3`` is diffusers' ``norm2``.
+Inside a block the affine norm and a parameter-free one change places: native ``norm3`` is diffusers' ``norm2``.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from fewstep.errors import BadFileError
+from ..errors import BadFileError
 
 _ATTENTION = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0", "norm_q": "norm_q", "norm_k": "norm_k"}
 _IMAGE = {"k_img": "add_k_proj", "v_img": "add_v_proj", "norm_k_img": "norm_added_k"}
@@ -39,18 +39,33 @@ _OUTSIDE = {
 }
 
 
-class _Table:
-    """One direction: the longest module of the table that a name starts with is replaced, its tail is kept."""
+class NameTable:
+    """Renaming in one direction: the longest module of the table that begins a name is replaced, its tail is kept."""
 
-    def __init__(self, kind: str, block: dict[str, str], outside: dict[str, str]) -> None:
+    def __init__(self, kind: str, block: Mapping[str, str], outside: Mapping[str, str]) -> None:
+        """Compile the table.
+
+        Args:
+            kind: names that are renamed, in a word for error messages.
+            block: modules inside ``blocks.N``.
+            outside: modules outside the blocks.
+        """
         self.kind, self.block, self.outside = kind, block, outside
         self.pattern = re.compile(rf"(?:(blocks\.\d+\.)({_any(block)})|({_any(outside)}))((?:\..+)?)")
 
+    def __contains__(self, name: str) -> bool:
+        return self.pattern.fullmatch(name) is not None
+
     def __call__(self, name: str) -> str:
-        found = self.pattern.fullmatch(name)
-        if found is None:
+        """Rename one parameter or module.
+
+        Raises:
+            BadFileError: it is no name of this kind.
+        """
+        parts = self.pattern.fullmatch(name)
+        if parts is None:
             raise BadFileError(f"{name!r} is no {self.kind} name of a Wan transformer")
-        block, inside, outside, tail = found.groups()
+        block, inside, outside, tail = parts.groups()
         return block + self.block[inside] + tail if block else self.outside[outside] + tail
 
 
@@ -58,32 +73,15 @@ def _any(names: Iterable[str]) -> str:
     return "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
 
 
-_to_diffusers = _Table("native", _BLOCK, _OUTSIDE)
-_to_native = _Table("diffusers", *({new: old for old, new in table.items()} for table in (_BLOCK, _OUTSIDE)))
-
-
-def to_diffusers(name: str) -> str:
-    """Native to diffusers: ``blocks.0.self_attn.q.weight`` to ``blocks.0.attn1.to_q.weight``; any tail is kept.
-
-    Raises:
-        BadFileError: not a native name.
-    """
-    return _to_diffusers(name)
-
-
-def to_native(name: str) -> str:
-    """Diffusers to native, the inverse of `to_diffusers`.
-
-    Raises:
-        BadFileError: not a name of diffusers' ``WanTransformer3DModel``.
-    """
-    return _to_native(name)
+to_diffusers = NameTable("native", _BLOCK, _OUTSIDE)
+"""Native to diffusers: ``blocks.0.self_attn.q.weight`` to ``blocks.0.attn1.to_q.weight``."""
+to_native = NameTable("diffusers", *({new: old for old, new in table.items()} for table in (_BLOCK, _OUTSIDE)))
+"""Diffusers to native, the inverse of `to_diffusers`."""
 
 
 def are_native(names: Iterable[str]) -> bool:
-    """Whether these are native names rather than diffusers': the first that only one of the two has decides."""
+    """True for native names, false for those of diffusers; the first name that only one kind has decides."""
     for name in names:
-        native, diffusers = (table.pattern.fullmatch(name) is not None for table in (_to_diffusers, _to_native))
-        if native != diffusers:
-            return native
+        if (name in to_diffusers) != (name in to_native):
+            return name in to_diffusers
     return False
