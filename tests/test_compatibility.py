@@ -38,4 +38,4 @@ def test_students_that_come_with_models_load():
 def test_rows_of_earlier_versions_load():
     rows = read(WRITTEN / "rows.jsonl")
     assert len(rows) == 3 and {row.task for row in rows} == {"needle"}
-    assert all(row.device and row.versions and row.commit and row.command for row in rows)
+    assert all(row.run.device and row.run.versions and row.run.commit and row.run.command for row in rows)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from fewstep import flow
-from fewstep_sgmd.loss import critic_loss, figures, match_weights, sid_loss, student_losses
+from fewstep_sgmd.loss import critic_loss, loss_weights, sid_loss, step_metrics, student_losses
 from torch.autograd import grad
 
 F64 = {"dtype": torch.float64}
@@ -103,7 +103,7 @@ def variance_slope(v, teacher, lam, weights):
     sigma = flow.ScoreTime().levels
     a, k_f, k_t = 1 - sigma, gain(v, sigma), gain(teacher, sigma)
     n = math.sqrt(2 / math.pi) * ((1 - a * k_t) ** 2 * v + k_t**2 * sigma**2).sqrt()
-    w_f, w_n = match_weights(sigma, n, weights)
+    w_f, w_n = loss_weights(sigma, n, weights)
     return (a * k_f * (a * w_f * (k_f - k_t) + lam * w_n * (1 - a * k_f))).mean().item()
 
 
@@ -290,7 +290,7 @@ def test_figures_compare_with_dmd2(weights):
     (x, u, teacher), _ = random_latents()
     sigma = torch.tensor([0.1, 0.3, 0.4, 1.0], **F64)
     _, found = student_losses(x, u, teacher, sigma, lam=0.1, weights=weights)
-    numbers = figures(found, sigma)
+    numbers = step_metrics(found, sigma)
     n = (x - teacher).abs().mean((1, 2, 3), keepdim=True)
     expected = ((u - teacher) / n).square().flatten(1).mean(1) / 2
     torch.testing.assert_close(numbers["dmd2"], expected.mean(), rtol=1e-6, atol=0)

@@ -14,7 +14,7 @@ from fewstep.train.roles import guided
 from fewstep.train.rollout import Rollout
 from torch import Tensor
 
-from .loss import Weights, critic_loss, figures, sid_loss, student_losses
+from .loss import Weighting, critic_loss, sid_loss, step_metrics, student_losses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ class SGMDObjective(DMD2):
     """Critic updates for each student update: 1, which the negative residual is made for."""
     lam: float = 0.1
     """Share of the negative residual."""
-    weighting: Weights = "official"
+    weighting: Weighting = "official"
     """``official``: that of the released code; ``paper``: the plain score difference, dangerous at low noise."""
     fake_sample: Literal["fresh", "shared"] = "fresh"
     """Data of the critic: a rollout of its own, or the student's sample, noise and level of this step."""
@@ -109,7 +109,7 @@ class SGMDObjective(DMD2):
         teacher = self.teacher_x0(noisy, sigma, batch)
         parts, terms = student_losses(x, critic, teacher, sigma, lam=self.lam, weights=self.weighting)
         if not x.is_meta:  # a plan has sizes without numbers
-            batch.metrics.update(figures(terms, sigma.to(x.device)))
+            batch.metrics.update(step_metrics(terms, sigma.to(x.device)))
         if self.fake_sample == "shared":
             self._shared[batch.micro] = sample.detached()
         if self.diversity:

@@ -15,7 +15,7 @@ from fewstep.train.optim import AdamW
 from fewstep.train.recipe import Job
 from fewstep.train.roles import Roles
 
-from .loss import Weights
+from .loss import Weighting
 from .method import SGMD
 from .objective import Diversity, SGMDObjective, SiD, check_ratio
 
@@ -51,7 +51,7 @@ class SGMDRecipe(StudentRecipe):
     """Critic updates for each student update; more than 1 only with ``lam=0``."""
     lam: float = 0.1
     """Share of the negative residual: more of it holds samples closer to what the critic explains, with less motion."""
-    weighting: Weights = "official"
+    weighting: Weighting = "official"
     """``official``, or ``paper``: the plain score difference, dangerous at low noise."""
     fake_sample: Literal["fresh", "shared"] = "fresh"
     """Data of the critic: a rollout of its own, or the student's sample of this step, which saves one."""
