@@ -39,7 +39,7 @@ class Segment:
     def remember(
         self, number: Int[Tensor, " n"], keys: Float[Tensor, "g n d"], hidden: Float[Tensor, "n w"], settings: Any
     ) -> None:
-        """Make the full blocks of one more row candidates: numbers of its tokens, keys and states at the boundary."""
+        """Make the full blocks of one more row candidates, given its tokens' numbers, keys and hidden states."""
         block, full = settings.block, number.numel() // settings.block
         numbers = (number[: full * block : block] // block).tolist()
         self.candidates.append(Candidates(numbers, unit_means(keys[:, : full * block], settings.unit)))

@@ -186,13 +186,16 @@ class SlimDecoder:
         seen = torch.cat([seen, torch.full((generated,), cache.seen), number])
         mask = (seen[None, :] <= number[:, None])[None, None].to(device)
         after = next((s for s in cache.segments if s.layers[0] == segment.layers[-1] + 1), None)
-        context = _ContextCache(cache)
+        computed = []
         for i in segment.layers:
-            hidden = attend(self.layers[i], hidden, rope, mask, context)
+            hidden = attend(self.layers[i], hidden, rope, mask, cache)
+            held = cache.layers[i]
+            computed.append(torch.stack([part[0, :, -number.numel() :] for part in (held.keys, held.values)]))
+            held.crop(-number.numel())
             if i == segment.layers[-1] and after is not None:
-                _offer(after, blocks, hidden[0], unit_means(context.new[-1][0, 0], self.settings.unit))
+                _offer(after, blocks, hidden[0], unit_means(computed[-1][0], self.settings.unit))
             hidden = feed_forward(self.layers[i], hidden)
-        for b, keys_values in zip(blocks, torch.stack(context.new)[:, :, 0].split(block, dim=3), strict=True):
+        for b, keys_values in zip(blocks, torch.stack(computed).split(block, dim=3), strict=True):
             resident.add(0, b, keys_values.contiguous())
 
     def _warn_about_a_second_prompt(self, new: int, cache: SlimCache) -> None:
@@ -203,22 +206,6 @@ class SlimDecoder:
                 'question needed; run the whole prompt again for a new question, or apply with decode_from="recompute"',
                 stacklevel=4,
             )
-
-
-class _ContextCache:
-    """Shows attention a layer's cached columns and new ones, and keeps only the new ones."""
-
-    def __init__(self, cache: SlimCache) -> None:
-        self._cache = cache
-        self.new: list[Float[Tensor, "2 1 g n d"]] = []
-        """New keys and values of each layer."""
-
-    def update(self, keys: Tensor, values: Tensor, layer: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Cached columns first, then the new ones."""
-        self.new.append(torch.stack([keys, values]))
-        cached: Any = self._cache.layers[layer]
-        cached.before_use()
-        return torch.cat([cached.keys, keys], dim=2), torch.cat([cached.values, values], dim=2)
 
 
 def _offer(segment: Segment, blocks: list[int], hidden: Float[Tensor, "n d"], units: Float[Tensor, "g m d"]) -> None:

@@ -175,13 +175,7 @@ class SlimInfer(Method):
 def install(
     model: Any, owner: Method, settings: SlimInfer, choose: Callable[..., Tensor] = surviving_blocks
 ) -> SlimApplied:
-    """Put a pruning decoder into a checked model, on behalf of `owner`.
-
-    Args:
-        model: a causal LM that `fewstep.families.causal_lm.check` accepts.
-        owner: occupies the seams.
-        settings: every field filled in, see `SlimInfer.resolve`.
-        choose: picks the surviving blocks, see `SlimDecoder`.
+    """Put a pruning decoder into a checked model, on behalf of `owner`; see `SlimDecoder` for the others.
 
     Raises:
         SeamConflictError: another method is applied to the model.
