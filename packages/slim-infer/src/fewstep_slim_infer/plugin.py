@@ -21,7 +21,7 @@ def fewstep_methods():
         Card(
             name="lazy-llm",
             summary="drop single prompt tokens by the last token's attention",
-            target="fewstep_slim_infer.peers:LazyLLM",
+            target="fewstep_slim_infer.baselines:LazyLLM",
             paper="2407.14057",
             models=_FAMILIES,
             run=ask,
@@ -30,7 +30,7 @@ def fewstep_methods():
         Card(
             name="gemfilter",
             summary="select prompt tokens with an early layer, then run the model on them alone",
-            target="fewstep_slim_infer.peers:GemFilter",
+            target="fewstep_slim_infer.baselines:GemFilter",
             paper="2409.17422",
             models=_FAMILIES,
             run=ask,

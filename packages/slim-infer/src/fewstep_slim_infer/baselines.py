@@ -1,31 +1,31 @@
-"""The nearest other methods, over the same kernels and budgets, to compare with: LazyLLM and GemFilter."""
+"""Baselines over the same kernels and budgets: LazyLLM and GemFilter."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import torch
 from fewstep.applied import Applied
-from fewstep.families import causal_lm
 from fewstep.families.attention import QueryCapture, capture_queries, wrap_attention
+from fewstep.families.causal_lm import attend, check
 from fewstep.families.kv_cache import ARGUMENT
 from fewstep.kernels.unit_score import unit_score
 from fewstep.method import Method
+from jaxtyping import Float
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .method import SlimApplied, SlimInfer, install
-from .options import Keep, blocks_kept
-from .presets import preset_for
-from .select import forced_blocks, top_blocks
+from .select import Budget, blocks_kept, preset_for, top_blocks
 
 
 @dataclass(frozen=True, kw_only=True)
 class LazyLLM(Method):
     """Drop single prompt tokens by the last token's attention, progressively (after LazyLLM, arXiv:2407.14057).
 
-    Differs from the paper: tokens once dropped are not revived while decoding.
+    Differs from the paper: dropped tokens are not recomputed while decoding.
     """
 
     name: ClassVar[str] = "lazy-llm"
@@ -33,7 +33,7 @@ class LazyLLM(Method):
 
     entry: tuple[int, ...] | None = None
     """First layer of each segment, as in slim-infer. Default: slim-infer's preset."""
-    keep: Keep | tuple[Keep, ...] | None = None
+    keep: Budget | tuple[Budget, ...] | None = None
     """Budget for each segment, as in slim-infer. Default: slim-infer's preset."""
 
     def __post_init__(self) -> None:
@@ -50,8 +50,14 @@ class LazyLLM(Method):
         return replace(self, keep=1.0)
 
     def apply(self, model: Any) -> SlimApplied:
-        """Change a loaded transformers model; the same models as slim-infer."""
-        causal_lm.check(model)
+        """Change a loaded transformers model.
+
+        Raises:
+            UnsupportedModelError: slim-infer does not support it either.
+            SeamConflictError: another method is applied to the model.
+            ValueError: an entry layer is beyond the model's last one.
+        """
+        check(model)
         return install(model, self, self._tokenwise().resolve(model.config))
 
 
@@ -68,7 +74,7 @@ class GemFilter(Method):
 
     filter_layer: int | None = None
     """Layer, counted from 0, whose last query chooses. Default: the layer before slim-infer's first entry layer."""
-    keep: Keep | None = None
+    keep: Budget | None = None
     """Tokens, or share of the prompt, that survive. Default: slim-infer's first budget."""
 
     def __post_init__(self) -> None:
@@ -81,8 +87,14 @@ class GemFilter(Method):
         return replace(self, keep=1.0)
 
     def apply(self, model: Any) -> Applied:
-        """Change a loaded transformers model; the same models as slim-infer."""
-        decoder = causal_lm.check(model)
+        """Change a loaded transformers model.
+
+        Raises:
+            UnsupportedModelError: slim-infer does not support it either.
+            SeamConflictError: another method is applied to the model.
+            ValueError: the model has no such layer.
+        """
+        decoder = check(model)
         layer, keep = self.filter_layer, self.keep
         if layer is None or keep is None:
             preset = preset_for(model.config)
@@ -93,51 +105,51 @@ class GemFilter(Method):
         with Applied() as undo:
             undo.occupy(model, self)
             wrap_attention(undo, model, "capture", capture_queries)
-            undo.set(decoder, "forward", GemDecoder(decoder, layer, keep))
+            undo.set(decoder, "forward", GemDecoder(decoder, decoder.forward, layer, keep))
             return undo.pop_all()
 
 
+@dataclass(frozen=True)
 class GemDecoder:
     """Stands in for the ``forward`` of a decoder."""
 
-    def __init__(self, decoder: Any, layer: int, keep: Keep) -> None:
-        self._decoder, self._stock, self._layer, self._keep = decoder, decoder.forward, layer, keep
+    decoder: Any
+    stock: Callable[..., BaseModelOutputWithPast]
+    """The forward that it replaces."""
+    layer: int
+    """Its last query chooses."""
+    keep: Budget
 
-    def __call__(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Any = None,
-        inputs_embeds: Tensor | None = None,
-        cache: Any = None,
-        **kwargs: Any,
-    ) -> BaseModelOutputWithPast:
-        """Filter a prompt; continue the renumbered sequence for later tokens."""
-        given = past_key_values if cache is None else cache
-        hidden = self._decoder.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        seen = given.get_seq_length() if given is not None else 0
+    def __call__(self, input_ids: Any = None, attention_mask: Any = None, **kwargs: Any) -> BaseModelOutputWithPast:
+        """Filter a prompt; continue the renumbered sequence for later tokens.
+
+        Raises:
+            ValueError: rows of a batch are padded.
+        """
+        kwargs.pop("position_ids", None)
+        cache, hidden = kwargs.get(ARGUMENT, kwargs.get("past_key_values")), kwargs.pop("inputs_embeds", None)
+        hidden = self.decoder.embed_tokens(input_ids) if hidden is None else hidden
+        seen = 0 if cache is None else cache.get_seq_length()
         if not seen:
             if attention_mask is not None and not attention_mask.all():
                 raise ValueError("gemfilter takes prompts of one length: run padded rows one by one")
-            hidden = self._filter(hidden)
+            hidden = self.choose(hidden)
         positions = torch.arange(seen, seen + hidden.shape[1], device=hidden.device)[None]
-        return self._stock(inputs_embeds=hidden, position_ids=positions, **{ARGUMENT: given}, **kwargs)
+        return self.stock(inputs_embeds=hidden, position_ids=positions, **kwargs)
 
-    def _filter(self, embedded: Tensor) -> Tensor:
+    def choose(self, embedded: Float[Tensor, "r n d"]) -> Float[Tensor, "r k d"]:
+        """Embeddings of the last token and of those that it attends to most, at the filter layer."""
         tokens = embedded.shape[1]
-        forced = forced_blocks(tokens, 1, sinks=0, tails=1, window=1)
-        budget = blocks_kept(self._keep, tokens, 1, 1)
+        budget = blocks_kept(self.keep, tokens, 1, 1)
         if budget >= tokens:
             return embedded
-        tap, hidden = QueryCapture(), embedded
-        rope = self._decoder.rotary_emb(hidden, position_ids=torch.arange(tokens, device=hidden.device)[None])
-        for layer in self._decoder.layers[: self._layer]:
+        capture, hidden, place = QueryCapture(), embedded, torch.arange(tokens, device=embedded.device)
+        rope = self.decoder.rotary_emb(hidden, position_ids=place[None])
+        for layer in self.decoder.layers[: self.layer]:
             hidden = layer(hidden, position_embeddings=rope, attention_mask=None)
-        last = self._decoder.layers[self._layer]
-        last.self_attn(last.input_layernorm(hidden), position_embeddings=rope, attention_mask=None, capture=tap)
+        attend(self.decoder.layers[self.layer], hidden, rope, None, capture=capture)
         chosen = []
-        for query, keys, row in zip(tap.query, tap.keys, embedded, strict=True):
+        for query, keys, row in zip(capture.query, capture.keys, embedded, strict=True):
             scores = unit_score(query[:, -1], keys, block=1, unit=1, score="unit_softmax")
-            chosen.append(row[top_blocks(scores, budget, forced.to(scores.device))])
+            chosen.append(row[top_blocks(scores, budget, place == tokens - 1)])
         return torch.stack(chosen)

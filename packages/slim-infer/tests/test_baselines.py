@@ -45,7 +45,7 @@ def test_gemfilter_runs_the_model_on_the_chosen_tokens_alone():
     assert out[ARGUMENT].get_seq_length() == P // 2 + 7
 
 
-def test_peers_at_full_budget_are_the_dense_model():
+def test_baselines_at_full_budget_are_the_dense_model():
     model, ids = causal_lm.tiny("qwen3"), causal_lm.tiny_prompt(P)
     dense = model.generate(ids, max_new_tokens=8, do_sample=False)
     for method in (LazyLLM(entry=(2, 4)), GemFilter(filter_layer=2, keep=0.5)):
