@@ -177,13 +177,14 @@ class Preset:
     carry: int = 0
 
 
-_SMALL = {"block": 16, "score": "unit_softmax", "window": 1, "carry": 1}
 PRESETS = {
     # (model_type, layers, width): Llama-3.1-8B-Instruct and Qwen2.5-7B-Instruct are the paper's, arXiv:2508.06447
     ("llama", 32, 4096): Preset(entry=(10, 20, 30), keep=(8192, 4096, 2048)),
     ("qwen2", 28, 3584): Preset(entry=(9, 18, 26), keep=(12288, 6144, 4096)),
     # SmolLM2-135M-Instruct is ours: its retrieval starts at layer 14
-    ("llama", 30, 576): Preset(entry=(15, 21, 28), keep=(1 / 4, 1 / 8, 1 / 16), **_SMALL),
+    ("llama", 30, 576): Preset(
+        entry=(15, 21, 28), keep=(1 / 4, 1 / 8, 1 / 16), block=16, score="unit_softmax", window=1, carry=1
+    ),
 }
 
 

@@ -69,6 +69,9 @@ class StreamedLayer(GrowingLayer):
 
     def fetch(self) -> None:
         """Start a copy of all tokens to the device, with spare room."""
+        self._arriving = self._started()
+
+    def _started(self) -> tuple[tuple[Tensor, ...], Wait]:
         copies, length = tuple(torch.empty_like(p, device=self._reader) for p in self._buffers), self.keys.shape[2]
         pairs = list(zip(copies, self._buffers, strict=True))
 
@@ -78,13 +81,11 @@ class StreamedLayer(GrowingLayer):
                 if there.is_cuda:  # the cache may be dropped while the copy runs
                     there.record_stream(torch.cuda.current_stream(there.device))
 
-        self._arriving = (copies, self._copier.start(copy))
+        return copies, self._copier.start(copy)
 
     def arrived(self) -> tuple[Tensor, ...]:
         """The copy on the device, complete; later calls copy anew."""
-        if self._arriving is None:
-            self.fetch()
-        copies, wait = self._arriving
+        copies, wait = self._arriving or self._started()
         wait()
         self._arriving = None
         return copies
