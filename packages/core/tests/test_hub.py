@@ -124,6 +124,18 @@ def test_an_unknown_field_is_named(tmp_path: Path):
         Toy.from_pretrained(tmp_path)
 
 
+def test_fields_and_weights_that_have_another_name_now_still_load(tmp_path: Path):
+    class Younger(Toy):
+        name: ClassVar[str] = "toy"
+        renamed: ClassVar = {"share": "keep", "scorer": "policy"}
+
+    save_file({"w": torch.arange(3.0)}, tmp_path / "scorer.safetensors")
+    Toy().save_pretrained(tmp_path)
+    edit(tmp_path, lambda config: config["fields"].update(share=config["fields"].pop("keep") / 2))
+    again = Younger.from_pretrained(tmp_path)
+    assert again.keep == 0.125 and again.policy == tmp_path / "scorer.safetensors"
+
+
 def test_a_folder_without_a_method_is_refused(tmp_path: Path):
     with pytest.raises(BadFileError, match=r"is not a saved fewstep method: it has no fewstep\.json"):
         Toy.from_pretrained(tmp_path)

@@ -25,7 +25,7 @@ def answer(model, ids, mask=None, **options):
 @pytest.mark.parametrize(
     "fields",
     [{"keep": 0.5}, {"keep": (80, 48)}, {"keep": 0.6, "decode_keep": 0.4, "overlap": 1.1}, {"offload": True}],
-    ids=["share", "tokens", "arena", "offload"],
+    ids=["share", "tokens", "resident", "offload"],
 )
 def test_a_row_gives_what_it_gives_alone(family, fields, slim):
     model = causal_lm.tiny(family).double()
@@ -81,7 +81,7 @@ def test_rows_of_a_cache_can_be_chosen_and_repeated(slim):
         cache.crop(-1)
         cache.batch_repeat_interleave(2)
         cache.batch_select_indices(torch.tensor([4, 0, 2]))
-        found = model(token, **{ARGUMENT: cache}).logits
+        chosen = model(token, **{ARGUMENT: cache}).logits
         cache.reset()
         assert cache.get_seq_length() == 0
-    torch.testing.assert_close(found, wanted[[2, 0, 1]], rtol=0, atol=1e-9)
+    torch.testing.assert_close(chosen, wanted[[2, 0, 1]], rtol=0, atol=1e-9)

@@ -36,7 +36,7 @@ def test_bad_fields(fields, message):
         SlimInfer(**fields)
 
 
-def test_bad_fields_of_the_peers():
+def test_bad_fields_of_the_baselines():
     with pytest.raises(ValueError, match="share of the prompt"):
         LazyLLM(keep=2.0)
     with pytest.raises(ValueError, match="0 or more"):
@@ -115,9 +115,9 @@ def test_a_query_span_outside_of_the_prompt(slim):
         applied.decoder(IDS)
 
 
-def test_revival_takes_one_prompt(slim):
+def test_recomputing_takes_one_prompt(slim):
     model = causal_lm.tiny()
-    with slim(revive="recompute").apply(model), pytest.raises(ValueError, match="one prompt at a time"):
+    with slim(decode_from="recompute").apply(model), pytest.raises(ValueError, match="one prompt at a time"):
         model(causal_lm.tiny_prompt(60, batch=2))
 
 

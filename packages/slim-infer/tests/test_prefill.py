@@ -83,14 +83,6 @@ def test_the_first_generated_token_has_position_p(model, slim):
     assert seen == [list(range(P)), [P], [P + 1]]
 
 
-def test_pruning_before_the_feed_forward_gives_the_same_survivors(model):
-    layer, hidden = model.model.layers[0], model.model.embed_tokens(causal_lm.tiny_prompt(P))
-    rows = torch.arange(0, P, 3)
-    before = layer.mlp(layer.post_attention_layernorm(hidden[:, rows]))
-    after = layer.mlp(layer.post_attention_layernorm(hidden))[:, rows]
-    torch.testing.assert_close(before, after, rtol=0, atol=1e-12)
-
-
 @pytest.mark.parametrize("prompt", [128, 150, 160])
 def test_tokens_and_bytes_cached_by_each_layer(prompt, model, slim):
     """``[P] * e_1 + [K_1] * (e_2 - e_1) + ...`` and what was generated; only the last block may be ragged."""
@@ -106,13 +98,10 @@ def test_tokens_and_bytes_cached_by_each_layer(prompt, model, slim):
 def test_measured_flops_follow_the_formula(slim):
     model, ids = causal_lm.tiny(), causal_lm.tiny_prompt(160)
     # the counter knows the plain formulation of attention, which computes the masked half too
-    with slim(keep=(80, 48)).apply(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as slim_count:
+    with slim(keep=(80, 48)).apply(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(ids, logits_to_keep=1)
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as dense_count:
-        model(ids, logits_to_keep=1)
-    for count, tokens in ((dense_count, [160] * 6), (slim_count, [160, 160, 80, 80, 48, 48])):
-        expected = prefill_flops(model.config, tokens, causal=False)
-        assert count.get_total_flops() == pytest.approx(expected, rel=0.01)
+    expected = prefill_flops(model.config, [160, 160, 80, 80, 48, 48], causal=False)
+    assert counter.get_total_flops() == pytest.approx(expected, rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,16 @@ import pytest
 import torch
 from fewstep.kernels.unit_score import unit_score
 from fewstep_slim_infer import SlimInfer
-from fewstep_slim_infer.block_index import BlockIndex
-from fewstep_slim_infer.options import blocks_kept, spread
-from fewstep_slim_infer.select import block_scores, forced_blocks, rows_of, top_blocks, unit_means
+from fewstep_slim_infer.select import (
+    Candidates,
+    block_scores,
+    blocks_kept,
+    forced_blocks,
+    rows_of,
+    spread,
+    top_blocks,
+    unit_means,
+)
 from transformers import LlamaConfig, Qwen2Config
 
 
@@ -57,13 +64,13 @@ def test_selection_equals_loops(ratio, score):
         numbers = torch.tensor(left if case % 2 else range(len(left)))
         scores = block_scores(query, keys, numbers, block=block, unit=unit, score=score, carry=carry)
         # the loops add in another order; rounding makes exact ties equal again in both
-        found = top_blocks(scores.mul(1e4).round(), budget, forced).tolist()
-        assert len(found) == min(budget, scores.numel()) and found == sorted(found)
+        chosen = top_blocks(scores.mul(1e4).round(), budget, forced).tolist()
+        assert len(chosen) == min(budget, scores.numel()) and chosen == sorted(chosen)
         wanted = slow_selection(query, keys, numbers.tolist(), block, unit, budget, sinks, tails, window, score, carry)
         if case % 3:
-            assert found == wanted
+            assert chosen == wanted
         else:
-            assert set(forced.nonzero().flatten().tolist()) <= set(found)
+            assert set(forced.nonzero().flatten().tolist()) <= set(chosen)
 
 
 @pytest.mark.parametrize("carry", [0, 1, 2])
@@ -71,12 +78,15 @@ def test_decoding_chooses_from_unit_means_what_the_prefill_chooses_from_keys(car
     generator = torch.Generator().manual_seed(carry)
     numbers = torch.tensor([0, 1, 2, 5, 6, 9])
     query, keys = torch.randn(4, 8, generator=generator), torch.randn(2, 6 * 16, 8, generator=generator)
-    index = BlockIndex(
-        [numbers.tolist()], [unit_means(keys, 4)], per_block=4, score="dot", carry=carry, sinks=1, tails=[1]
-    )
+    settings = SlimInfer(block=16, unit=4, score="dot", carry=carry)
     scores = block_scores(query, keys, numbers, block=16, unit=4, score="dot", carry=carry)
     forced = forced_blocks(6 * 16, 16, sinks=1, tails=1, window=1)
-    assert index.choose(0, query, 4) == numbers[top_blocks(scores, 4, forced)].tolist()
+    wanted = numbers[top_blocks(scores, 4, forced)].tolist()
+    candidates = Candidates(numbers.tolist(), unit_means(keys, 4))
+    assert candidates.choose(query, 4, settings, tails=1) == wanted
+    without = Candidates([0, 1, 5, 6, 9], unit_means(keys[:, [*range(32), *range(48, 96)]], 4))
+    completed = without.insert(2, unit_means(keys[:, 32:48], 4))
+    assert completed.numbers == candidates.numbers and torch.equal(completed.units, candidates.units)
 
 
 def test_ties_go_to_the_lower_block():
@@ -111,19 +121,18 @@ def test_budgets():
 
 
 @pytest.mark.parametrize(
-    ("config", "entry", "keep", "selection"),
+    "config",
     [
-        (LlamaConfig(num_hidden_layers=32, hidden_size=4096), (10, 20, 30), (8192, 4096, 2048), (64, 4, 0)),
-        (Qwen2Config(num_hidden_layers=28, hidden_size=3584), (9, 18, 26), (12288, 6144, 4096), (64, 4, 0)),
-        (LlamaConfig(num_hidden_layers=30, hidden_size=576), (15, 21, 28), (1 / 4, 1 / 8, 1 / 16), (16, 1, 1)),
+        LlamaConfig(num_hidden_layers=32, hidden_size=4096),
+        Qwen2Config(num_hidden_layers=28, hidden_size=3584),
+        LlamaConfig(num_hidden_layers=30, hidden_size=576),
     ],
     ids=["llama-3.1-8b", "qwen2.5-7b", "smollm2-135m"],
 )
-def test_presets(config, entry, keep, selection, recwarn):
+def test_a_known_model_needs_no_warning_and_no_field(config, recwarn):
     method = SlimInfer().resolve(config)
-    assert (method.entry, method.keep) == (entry, keep)
-    assert (method.block, method.window, method.carry) == selection
-    assert not recwarn.list
+    assert None not in (method.entry, method.keep, method.block, method.window, method.carry, method.score)
+    assert len(method.keep) == len(method.entry) and not recwarn.list
 
 
 def test_other_entry_layers_than_the_presets():

@@ -68,11 +68,11 @@ def load(cls: Any, source: PathLike) -> Any:
     if cls.name != name:
         raise BadFileError(f"{folder} holds a {name} method, not {cls.name}")
     try:
-        method = cls(**fields)
+        method = cls(**_renamed(cls, fields))
     except TypeError as error:
         raise BadFileError(f"{folder / CONFIG} does not fit the installed {name}: {error}") from error
-    present = {f.name: files.get(f.name, folder / f"{f.name}.safetensors") for f in _fields(method, weights=True)}
-    return dataclasses.replace(method, **{k: path for k, path in present.items() if path.exists()})
+    stored = _renamed(cls, {path.stem: path for path in folder.glob("*.safetensors")} | files)
+    return dataclasses.replace(method, **{f.name: stored.get(f.name) for f in _fields(method, weights=True)})
 
 
 def shipped(model: str, method: str) -> Path | None:
@@ -126,6 +126,11 @@ def card_text(method: Any) -> str:
 
 def _fields(method: Any, *, weights: bool = False) -> list[dataclasses.Field]:
     return [f for f in dataclasses.fields(method) if f.metadata.get("safetensors", False) is weights]
+
+
+def _renamed(cls: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by the names that their fields have now."""
+    return {cls.renamed.get(name, name): value for name, value in values.items()}
 
 
 def _inside(folder: Path, name: str) -> Path:

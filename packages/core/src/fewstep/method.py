@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -24,6 +25,8 @@ class Method(ABC):
     """The name of its card."""
     seams: ClassVar[frozenset[str]]
     """Parts of a model that it occupies: ``"hidden-tokens"``, ``"attention"``, ``"experts"``, ``"scheduler"``, ..."""
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Fields by their names in earlier versions, so that what those saved still loads: ``{"old": "new"}``."""
     formats: ClassVar[tuple[Card, ...]] = ()
     """Formats of other programs that ``fewstep export`` writes. A target is a dataclass of options that is called with
     the method and a folder, and returns notes for the user."""

@@ -6,12 +6,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .baselines import GemFilter as GemFilter
+    from .baselines import LazyLLM as LazyLLM
     from .cache import SlimCache as SlimCache
     from .method import SlimInfer as SlimInfer
-    from .peers import GemFilter as GemFilter
-    from .peers import LazyLLM as LazyLLM
 
-_MODULE_OF = {"SlimCache": "cache", "SlimInfer": "method", "GemFilter": "peers", "LazyLLM": "peers"}
+_MODULE_OF = {"SlimCache": "cache", "SlimInfer": "method", "GemFilter": "baselines", "LazyLLM": "baselines"}
 __all__ = sorted(_MODULE_OF)
 
 

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from fewstep.families.attention import QueryCapture
+from fewstep.families.causal_lm import Rope, attend, feed_forward
 from fewstep.families.kv_cache import ARGUMENT
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from .cache import SlimCache, Stage
-from .copier import Copier
-from .offload import offload
-from .options import blocks_kept
-from .residency import choose_again, open_arena, remember
-from .select import block_scores, forced_blocks, rows_of, top_blocks
+from .cache import Segment, SlimCache
+from .select import rows_of, surviving_blocks, unit_means
 from .tokens import Tokens
+from .transfer import Copier
 
 
 class SlimDecoder:
@@ -28,10 +27,13 @@ class SlimDecoder:
         decoder: a stock Llama-like decoder.
         settings: a `SlimInfer` whose every field is filled in.
         copier: moves blocks while decoding.
+        choose: picks the surviving blocks of a row, with the parameters of `surviving_blocks`.
     """
 
-    def __init__(self, decoder: Any, settings: Any, copier: Copier) -> None:
-        self._decoder, self.settings, self._copier = decoder, settings, copier
+    def __init__(
+        self, decoder: Any, settings: Any, copier: Copier, choose: Callable[..., Tensor] = surviving_blocks
+    ) -> None:
+        self._decoder, self.settings, self._copier, self._choose = decoder, settings, copier, choose
         self._stock = decoder.forward
         self.layers = decoder.layers
         self.paused = False
@@ -41,7 +43,16 @@ class SlimDecoder:
         self.last: SlimCache | None = None
         """The cache of the newest prompt."""
 
-    def __call__(
+    def __call__(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPast:
+        """Like the stock forward; where the prompt was pruned only its last row is returned.
+
+        Raises:
+            ValueError: a cache of another class, a mask that is not 2-D or pads on the right, an empty prompt, or
+                outputs that pruned rows do not have.
+        """
+        return (self._stock if self.paused else self._forward)(*args, **kwargs)
+
+    def _forward(
         self,
         input_ids: Int[Tensor, "r n"] | None = None,
         attention_mask: Tensor | None = None,
@@ -52,18 +63,7 @@ class SlimDecoder:
         cache: SlimCache | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """Like the stock forward; where the prompt was pruned only its last row is returned."""
         given = past_key_values if cache is None else cache
-        if self.paused:
-            return self._stock(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                inputs_embeds=inputs_embeds,
-                use_cache=use_cache,
-                **{ARGUMENT: given},
-                **kwargs,
-            )
         if given is not None and not isinstance(given, SlimCache):
             raise ValueError(f"SlimInfer needs its own SlimCache, not a {type(given).__name__}: leave {ARGUMENT} out")
         if attention_mask is not None and attention_mask.dim() != 2:
@@ -75,18 +75,16 @@ class SlimDecoder:
         if position_ids is None:
             position_ids = torch.arange(hidden.shape[1], device=hidden.device)[None] + cache.seen
         rope = self._decoder.rotary_emb(hidden, position_ids=position_ids)
-        if cache.stages:
+        if cache.segments:
             self._warn_about_a_second_prompt(hidden.shape[1], cache)
             hidden = self._decode(hidden, rope, cache, kwargs)
         else:
             hidden = self._read(hidden, rope, attention_mask, cache, kwargs)
-        return BaseModelOutputWithPast(
-            last_hidden_state=self._decoder.norm(hidden),
-            **{ARGUMENT: None if use_cache is False else cache},
-        )
+        hidden, cache_out = self._decoder.norm(hidden), None if use_cache is False else cache
+        return BaseModelOutputWithPast(last_hidden_state=hidden, **{ARGUMENT: cache_out})
 
     def _read(
-        self, hidden: Tensor, rope: Any, attention_mask: Tensor | None, cache: SlimCache, kwargs: dict[str, Any]
+        self, hidden: Tensor, rope: Rope, attention_mask: Tensor | None, cache: SlimCache, kwargs: dict[str, Any]
     ) -> Float[Tensor, "r n d"]:
         """The prompt, and behind it the tokens whose logits are wanted too: guesses to verify, a text to score."""
         first = max(hidden.shape[1] - self.scored, 1)
@@ -101,138 +99,131 @@ class SlimDecoder:
 
     def _prefill(self, tokens: Tokens, cache: SlimCache, kwargs: dict[str, Any]) -> Float[Tensor, "r n d"]:
         """The whole prompt; at each entry layer the blocks that matter least leave the sequence."""
-        settings, prompts, length = self.settings, tokens.lengths, tokens.hidden.shape[1]
-        if settings.revive == "recompute" and len(prompts) > 1:
-            raise ValueError('revive="recompute" takes one prompt at a time')
+        settings, prompts = self.settings, tokens.lengths
+        if settings.decode_from == "recompute" and len(prompts) > 1:
+            raise ValueError('decode_from="recompute" takes one prompt at a time')
         edges = [*settings.entry, len(self.layers)]
-        stages, mask, rope = [Stage(range(edges[0]), tokens.valid, prompts)], tokens.mask(), tokens.rope
-        for layer in range(edges[-1]):
-            tap = QueryCapture() if layer + 1 in settings.entry else None
-            self.attend(layer, tokens, mask, cache, tap, kwargs)
-            if tap is not None:
-                segment = len(stages) - 1
-                tokens, stage = self._prune(tokens, tap, prompts, segment)
-                stage.layers = range(edges[segment], edges[segment + 1])
-                stages.append(stage)
+        segments, mask, rope = [Segment(range(edges[0]), tokens.valid, prompts)], tokens.mask(), tokens.rope
+        length = tokens.hidden.shape[1]
+        for i, layer in enumerate(self.layers):
+            capture = QueryCapture() if i + 1 in settings.entry else None
+            tokens.hidden = attend(layer, tokens.hidden, tokens.rope, mask, cache, capture=capture, **kwargs)
+            if capture is not None:
+                segment = Segment(range(i + 1, edges[len(segments)]))
+                tokens = self._prune(tokens, capture, prompts, segment, len(segments) - 1)
+                segments.append(segment)
                 mask = tokens.mask()
             # pruning before the feed-forward gives the same survivors as after it, for less work
-            tokens.hidden = self.feed_forward(layer, tokens.hidden)
-        cache.stages, cache.seen, cache.prompt, self.last = stages, length, length, cache
-        if settings.revive == "recompute":
-            cache.rope = rope
+            tokens.hidden = feed_forward(layer, tokens.hidden)
+        cache.segments, cache.seen, cache.prompt, self.last = segments, length, length, cache
+        cache.rope = rope if settings.decode_from == "recompute" else None
         if settings.offload:
-            offload(cache, stages[0].layers, self._copier)
+            cache.offload(segments[0].layers, self._copier)
         if settings.decode_keep is not None:
-            for segment, stage in enumerate(stages[1:]):
-                layers = [cache.layers[i] for i in stage.layers]
-                open_arena(stage, layers, prompts, settings.decode_keep[segment], settings, self._copier)
-        pruned = any(stage.tokens != prompts for stage in stages)
+            for segment, keep in zip(segments[1:], settings.decode_keep, strict=True):
+                segment.limit(cache, keep, prompts, settings, self._copier)
+        pruned = any(segment.tokens != prompts for segment in segments)
         return tokens.hidden[:, -1:] if pruned else tokens.hidden
 
-    def _prune(self, tokens: Tokens, tap: QueryCapture, prompts: list[int], segment: int) -> tuple[Tokens, Stage]:
-        """Score and select, row by row, at the end of the attention before an entry layer."""
-        settings, width = self.settings, tokens.hidden.shape[1]
-        recent = tap.query[:, :, max(width - settings.window + 1, 0) :].clone()
-        stage, rows = Stage(range(0), None, [], recent=recent), []
+    def _prune(self, tokens: Tokens, capture: QueryCapture, prompts: list[int], segment: Segment, index: int) -> Tokens:
+        """Choose the survivors of slim segment `index`, row by row, after the attention before its entry layer."""
+        settings, width, rows = self.settings, tokens.hidden.shape[1], []
+        segment.recent = capture.query[:, :, max(width - settings.window + 1, 0) :].clone()
         for r, (length, prompt) in enumerate(zip(tokens.lengths, prompts, strict=True)):
             pad = width - length
-            number, keys, query = tokens.number[r, pad:], tap.keys[r, :, pad:], tap.query[r, :, pad:]
-            own = rows_of(self.select(query, keys, number, prompt, segment), settings.block, length)
+            number, keys, query = tokens.number[r, pad:], capture.keys[r, :, pad:], capture.query[r, :, pad:]
+            survivors = self._choose(settings, query, keys, number, prompt, index)
+            own = rows_of(survivors, settings.block, length)
             rows.append(own + pad)
-            stage.blocks.append((number[own[:: settings.block]] // settings.block).tolist())
+            segment.blocks.append((number[own[:: settings.block]] // settings.block).tolist())
             if settings.decode_keep is not None:
-                choice = slice(None) if settings.revive == "recompute" else own
-                remember(stage, settings, number[choice], keys[:, choice], tokens.hidden[r, pad:][choice])
+                known = slice(None) if settings.decode_from == "recompute" else own
+                segment.remember(number[known], keys[:, known], tokens.hidden[r, pad:][known], settings)
         if any(row.numel() < length for row, length in zip(rows, tokens.lengths, strict=True)):
-            tokens = tokens.take(rows)
-        stage.valid, stage.tokens = tokens.valid, tokens.lengths
-        return tokens, stage
+            tokens = tokens.keep(rows)
+        segment.valid, segment.tokens = tokens.valid, tokens.lengths
+        return tokens
 
-    def select(self, query: Tensor, keys: Tensor, number: Tensor, prompt: int, segment: int) -> Int[Tensor, " k"]:
-        """Blocks of one row that survive, numbered in its current sequence."""
-        settings, length = self.settings, number.numel()
-        forced = forced_blocks(
-            length, settings.block, sinks=settings.sink_blocks, tails=settings.tail_blocks, window=settings.window
-        )
-        asked = slice(-settings.window, None)
-        if settings.query_span is not None:
-            start, stop = (n + prompt if n < 0 else n for n in settings.query_span)
-            asked = ((number >= start) & (number < stop)).nonzero().flatten()
-            if not asked.numel():
-                raise ValueError(f"query_span={settings.query_span} holds no token of a prompt of {prompt} tokens")
-            forced[asked.cpu() // settings.block] = True
-        budget = blocks_kept(settings.keep[segment], prompt, settings.block, int(forced.sum()))
-        if forced.numel() <= budget:
-            return torch.arange(forced.numel(), device=number.device)
-        local = query[:, asked].float().mean(1)
-        scores = block_scores(
-            local,
-            keys,
-            number[:: settings.block] // settings.block,
-            block=settings.block,
-            unit=settings.unit,
-            score=settings.score,
-            carry=settings.carry,
-        )
-        return top_blocks(scores, budget, forced.to(scores.device))
-
-    def _decode(self, hidden: Tensor, rope: Any, cache: SlimCache, kwargs: dict[str, Any]) -> Float[Tensor, "r n d"]:
-        """New tokens over a slim cache; each segment with an arena chooses its blocks again."""
+    def _decode(self, hidden: Tensor, rope: Rope, cache: SlimCache, kwargs: dict[str, Any]) -> Float[Tensor, "r n d"]:
+        """New tokens over a slim cache; each segment with resident blocks chooses them again."""
         new = hidden.shape[1]
-        tokens = Tokens(hidden, rope, number=torch.empty(0))
-        for stage, after in zip(cache.stages, [*cache.stages[1:], None], strict=True):
-            mask = _decode_mask(stage, cache.layers[stage.layers[0]].keys.shape[2], new)
-            for layer in stage.layers:
-                boundary = after is not None and after.arena is not None and layer == stage.layers[-1]
-                tap = QueryCapture() if boundary else None
-                self.attend(layer, tokens, mask, cache, tap, kwargs)
-                if tap is not None:
-                    choose_again(self, after, tap, cache)
-                tokens.hidden = self.feed_forward(layer, tokens.hidden)
+        for segment, after in zip(cache.segments, [*cache.segments[1:], None], strict=True):
+            mask = _decode_mask(segment, cache.layers[segment.layers[0]].keys.shape[2], new, hidden.device)
+            for i in segment.layers:
+                chooses = after is not None and after.resident is not None and i == segment.layers[-1]
+                capture = QueryCapture() if chooses else None
+                hidden = attend(self.layers[i], hidden, rope, mask, cache, capture=capture, **kwargs)
+                if capture is not None:
+                    self._choose_again(after, capture, cache)
+                hidden = feed_forward(self.layers[i], hidden)
         cache.seen += new
-        return tokens.hidden
+        return hidden
+
+    def _choose_again(self, segment: Any, capture: QueryCapture, cache: SlimCache) -> None:
+        """Let every row of a segment ask for its blocks, with the mean of the last `window` queries."""
+        window, resident = self.settings.window, segment.resident
+        queries = torch.cat([segment.recent, capture.query], dim=2)
+        for row, query in enumerate(queries[:, :, -window:].float().mean(2)):
+            blocks = resident.choose(row, query)
+            if missing := resident.missing(row, blocks):
+                self._recompute(sorted(missing), segment, cache)
+            resident.activate(row, blocks)
+        segment.recent = queries[:, :, max(queries.shape[2] - window + 1, 0) :]
+
+    def _recompute(self, blocks: list[int], segment: Any, cache: Any) -> None:
+        """Run `blocks` that the prefill dropped through a segment, each token seeing earlier active ones. One row only.
+
+        The blocks get keys and values among the segment's blocks, and become candidates of the next segment.
+        """
+        block, resident, device = self.settings.block, segment.resident, cache.rope[0].device
+        number = rows_of(torch.tensor(blocks), block, cache.prompt)
+        rope = tuple(part[:, number.to(device)] for part in cache.rope)
+        hidden = torch.cat([segment.hidden[b] for b in blocks])[None].to(device)
+        hidden = feed_forward(self.layers[segment.layers[0] - 1], hidden)
+        # the prompt's tail is always active, and everything generated is later than any block
+        seen = resident.numbers(0, cache.prompt - cache.prompt % block)
+        generated = cache.layers[segment.layers[0]].keys.shape[2] - seen.numel()
+        seen = torch.cat([seen, torch.full((generated,), cache.seen), number])
+        mask = (seen[None, :] <= number[:, None])[None, None].to(device)
+        after = next((s for s in cache.segments if s.layers[0] == segment.layers[-1] + 1), None)
+        computed = []
+        for i in segment.layers:
+            hidden = attend(self.layers[i], hidden, rope, mask, cache)
+            held = cache.layers[i]
+            computed.append(torch.stack([part[0, :, -number.numel() :] for part in (held.keys, held.values)]))
+            held.crop(-number.numel())
+            if i == segment.layers[-1] and after is not None:
+                _offer(after, blocks, hidden[0], unit_means(computed[-1][0], self.settings.unit))
+            hidden = feed_forward(self.layers[i], hidden)
+        for b, keys_values in zip(blocks, torch.stack(computed).split(block, dim=3), strict=True):
+            resident.add(0, b, keys_values.contiguous())
 
     def _warn_about_a_second_prompt(self, new: int, cache: SlimCache) -> None:
-        pruned = any(stage.tokens != cache.stages[0].tokens for stage in cache.stages)
-        if new > self.settings.window and pruned and self.settings.revive == "survivors":
+        pruned = any(segment.tokens != cache.segments[0].tokens for segment in cache.segments)
+        if new > self.settings.window and pruned and self.settings.decode_from == "survivors":
             warnings.warn(
-                f"{new} more prompt tokens over a slim cache: the deep layers hold only what the first question "
-                'needed; run the whole prompt again for a new question, or apply with revive="recompute"',
-                stacklevel=3,
+                f"{new} more prompt tokens over a slim cache: the deep layers hold only the blocks that the first "
+                'question needed; run the whole prompt again for a new question, or apply with decode_from="recompute"',
+                stacklevel=4,
             )
 
-    def attend(
-        self,
-        layer: int,
-        tokens: Tokens,
-        mask: Tensor | None,
-        cache: SlimCache,
-        tap: QueryCapture | None,
-        kwargs: dict[str, Any],
-    ) -> None:
-        block = self.layers[layer]
-        output, _ = block.self_attn(
-            hidden_states=block.input_layernorm(tokens.hidden),
-            position_embeddings=tokens.rope,
-            attention_mask=mask,
-            **{ARGUMENT: cache},
-            capture=tap,
-            **kwargs,
-        )
-        tokens.hidden = tokens.hidden + output
 
-    def feed_forward(self, layer: int, hidden: Tensor) -> Tensor:
-        block = self.layers[layer]
-        return hidden + block.mlp(block.post_attention_layernorm(hidden))
+def _offer(segment: Segment, blocks: list[int], hidden: Float[Tensor, "n d"], units: Float[Tensor, "g m d"]) -> None:
+    """Make recomputed `blocks` candidates of the next segment."""
+    parts = zip(blocks, hidden.cpu().chunk(len(blocks)), units.chunk(len(blocks), dim=1), strict=True)
+    for b, states, own in parts:
+        if b not in segment.hidden:
+            segment.hidden[b] = states
+            if segment.resident is not None:
+                segment.resident.candidates[0] = segment.resident.candidates[0].insert(b, own)
 
 
-def _decode_mask(stage: Stage, cached: int, new: int) -> Bool[Tensor, "r 1 new all"] | None:
-    """What `new` tokens see of `cached` ones and of each other; None for one token that sees everything."""
-    if stage.valid is None and new == 1:
+def _decode_mask(segment: Segment, cached: int, new: int, device: torch.device) -> Bool[Tensor, "r 1 new all"] | None:
+    """Columns that `new` tokens see of `cached` ones and of each other; None for one token that sees everything."""
+    if segment.valid is None and new == 1:
         return None
-    device = stage.valid.device if stage.valid is not None else None
     causal = torch.ones(new, cached + new, dtype=torch.bool, device=device).tril(cached)
-    if stage.valid is None:
+    if segment.valid is None:
         return causal[None, None]
-    seen = nn.functional.pad(stage.valid, (0, cached + new - stage.valid.shape[1]), value=True)
+    seen = nn.functional.pad(segment.valid, (0, cached + new - segment.valid.shape[1]), value=True)
     return causal & seen[:, None, None, :]

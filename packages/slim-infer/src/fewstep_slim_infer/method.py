@@ -2,42 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from fewstep.applied import Applied
 from fewstep.families import causal_lm
 from fewstep.families.attention import capture_queries, wrap_attention
 from fewstep.families.kv_cache import ARGUMENT
 from fewstep.method import Method
+from torch import Tensor
 from transformers import DynamicCache
 
-from .cache import Report, SlimCache
-from .copier import copier_for
+from .cache import CacheReport, SlimCache
 from .decoder import SlimDecoder
-from .options import Keep, Revive, Score, spread
-from .presets import Preset, preset_for
-
-if TYPE_CHECKING:
-    from .fit import Fact
+from .select import BlockScore, Budget, Preset, preset_for, spread, surviving_blocks
+from .transfer import copier_for
 
 
 class SlimApplied(Applied):
-    """What `SlimInfer.apply` returns: undoes it, and tells what the newest prompt cost."""
+    """Undo stack of an applied `SlimInfer`, with a report on the newest prompt."""
 
     decoder: SlimDecoder
 
     @property
-    def report(self) -> Report | None:
-        """What the cache of the newest prompt holds; None before the first prompt."""
+    def report(self) -> CacheReport | None:
+        """Tokens and bytes in the cache of the newest prompt; None before the first prompt."""
         return self.decoder.last.report if self.decoder.last is not None else None
 
     def stats(self) -> dict[str, Any]:
-        """Prompt tokens kept by segment (preserve layers first) and bytes of the KV cache, of the newest prompt."""
+        """Prompt tokens kept by segment (layers before the first entry layer first) and bytes of the KV cache."""
         report = self.report
         if report is None:
             return {}
@@ -71,10 +67,11 @@ class SlimInfer(Method):
 
     name: ClassVar[str] = "slim-infer"
     seams: ClassVar[frozenset[str]] = frozenset({"attention", "hidden-tokens", "kv-cache"})
+    renamed: ClassVar[Mapping[str, str]] = {"revive": "decode_from"}
 
     entry: tuple[int, ...] | None = None
     """Entry layers, counted from 0, ascending: the first layer that runs on each segment's tokens. Default: preset."""
-    keep: Keep | tuple[Keep, ...] | None = None
+    keep: Budget | tuple[Budget, ...] | None = None
     """Budget for each segment: tokens (8192) or share of the prompt (0.25). A single one is halved from entry to entry;
     1.0 keeps everything. Default: preset."""
     block: int | None = None
@@ -86,7 +83,7 @@ class SlimInfer(Method):
     carry: int | None = None
     """Units at the end of a block whose relevance counts for the block behind it too, since a hit announces what comes
     next. Ours; 0, as in the paper, counts none. Default: preset."""
-    score: Score | None = None
+    score: BlockScore | None = None
     """``dot``: product of mean query and mean key, mean over heads; ``abs_dot``: its absolute value, as in notes on the
     paper (chance level on models we tried); ``unit_softmax``: softmax over units in each head first, best for small
     models. Default: preset."""
@@ -96,16 +93,15 @@ class SlimInfer(Method):
     """Last blocks that always survive; raise it when the question is longer than a block."""
     query_span: tuple[int, int] | None = None
     """Tokens (start, end) of the prompt that ask, instead of the last `window`; negative counts from the end."""
-    decode_keep: Keep | tuple[Keep, ...] | None = None
+    decode_keep: Budget | tuple[Budget, ...] | None = None
     """Budget for each segment while decoding, at most `keep`: the rest of the survivors moves to host memory and is
     swapped in block by block. Default: everything that survived the prefill stays."""
     overlap: float = 0.9
     """While decoding, blocks are swapped only when less than this share of the wanted ones is active (gamma)."""
-
-    revive: Revive = "survivors"
-    """What decoding may choose from: the blocks that survived the prefill, or (``recompute``, experimental, one prompt
-    at a time) every block that reached the entry layer: those that were dropped run through the segment when chosen,
-    from hidden states kept on the host. Also lets a second question choose again."""
+    decode_from: Literal["survivors", "recompute"] = "survivors"
+    """Blocks that decoding chooses from: those that survived the prefill, or (``recompute``, experimental, one prompt
+    at a time) all that reached the entry layer: dropped ones run through the segment when chosen, from hidden states
+    kept on the host. Also lets a second question choose again."""
     offload: bool = False
     """Keep the keys and values of the layers before the first entry layer on the host and stream them in, layer by
     layer, for each decoded token."""
@@ -126,7 +122,7 @@ class SlimInfer(Method):
         self._check_budgets("keep", self.keep)
         self._check_budgets("decode_keep", self.decode_keep)
 
-    def _check_budgets(self, name: str, keep: Keep | tuple[Keep, ...] | None) -> None:
+    def _check_budgets(self, name: str, keep: Budget | tuple[Budget, ...] | None) -> None:
         budgets = keep if isinstance(keep, tuple) else () if keep is None else (keep,)
         least = (self.sink_blocks + self.tail_blocks + 1) * (self.block or self.unit)
         for budget in budgets:
@@ -141,39 +137,7 @@ class SlimInfer(Method):
 
     def identity(self) -> Self:
         """Everything is kept: the loop runs, nothing is pruned."""
-        return replace(self, keep=1.0, decode_keep=None, revive="survivors", offload=False)
-
-    @classmethod
-    def fit(
-        cls,
-        model: Any,
-        data: list[Fact],
-        *,
-        decode: Callable[[list[int]], str],
-        log: Path,
-        block: int = 32,
-        every: int = 2,
-        resume: bool = True,
-        track: Callable[[Iterable, int], Iterable] = lambda steps, total: steps,
-    ) -> SlimInfer:
-        """Propose entry layers and a score for `model` from prompts with a planted fact.
-
-        Args:
-            model: as for `apply`.
-            data: the prompts.
-            decode: token ids to text.
-            log: JSON lines of what was measured; an interrupted probe goes on from it.
-            block: tokens in a block.
-            every: drop the fact before every so many layers.
-            resume: start from `log` where it exists, rather than anew.
-            track: wraps the steps to show progress, given their number.
-
-        Raises:
-            FewstepError: the model answers too few prompts, or no layer lets go of a fact.
-        """
-        from .fit import fit
-
-        return fit(model, data, decode=decode, log=log, block=block, every=every, resume=resume, track=track)
+        return replace(self, keep=1.0, decode_keep=None, decode_from="survivors", offload=False)
 
     def resolve(self, config: Any) -> Self:
         """This method with every field that is None filled in for a model with this transformers configuration.
@@ -186,27 +150,41 @@ class SlimInfer(Method):
         filled = {name: getattr(preset, name) for name in missing}
         if "keep" in filled and len(preset.keep) != len(self.entry or preset.entry):
             filled["keep"] = preset.keep[0]  # other entry layers than the preset's: halved from one to the next
-        found: Any = replace(self, **filled)
-        if found.entry[-1] >= config.num_hidden_layers:
-            raise ValueError(f"entry={found.entry}: the model has only layers 0 to {config.num_hidden_layers - 1}")
-        segments = len(found.entry)
-        decode = None if found.decode_keep is None else spread(found.decode_keep, segments)
-        if decode is None and found.revive == "recompute":
-            decode = spread(found.keep, segments)
-        return replace(found, keep=spread(found.keep, segments), decode_keep=decode)
+        resolved: Any = replace(self, **filled)
+        if resolved.entry[-1] >= config.num_hidden_layers:
+            raise ValueError(f"entry={resolved.entry}: the model has only layers 0 to {config.num_hidden_layers - 1}")
+        keep, decode_keep = spread(resolved.keep, len(resolved.entry)), resolved.decode_keep
+        if decode_keep is None and resolved.decode_from == "recompute":
+            decode_keep = keep
+        elif decode_keep is not None:
+            decode_keep = spread(decode_keep, len(resolved.entry))
+        return replace(resolved, keep=keep, decode_keep=decode_keep)
 
     def apply(self, model: Any) -> SlimApplied:
-        """Change a loaded transformers model; ``model.generate`` then needs no further argument."""
+        """Change a loaded transformers model; ``model.generate`` then needs no further argument.
+
+        Raises:
+            UnsupportedModelError: the model is no causal LM of Llama-like layers with full attention.
+            SeamConflictError: another method is applied to it.
+            ValueError: an entry layer is beyond the model's last one.
+        """
         causal_lm.check(model)
         return install(model, self, self.resolve(model.config))
 
 
-def install(model: Any, owner: Method, settings: SlimInfer, decoder: type[SlimDecoder] = SlimDecoder) -> SlimApplied:
-    """Put a pruning decoder into a checked model, on behalf of `owner`; `settings` has every field filled in."""
+def install(
+    model: Any, owner: Method, settings: SlimInfer, choose: Callable[..., Tensor] = surviving_blocks
+) -> SlimApplied:
+    """Put a pruning decoder into a checked model, on behalf of `owner`; see `SlimDecoder` for the others.
+
+    Raises:
+        SeamConflictError: another method is applied to the model.
+        UnsupportedModelError: its attention is outside the interface of transformers.
+    """
     with SlimApplied() as undo:
         undo.occupy(model, owner)
         wrap_attention(undo, model, "capture", capture_queries)
-        slim = decoder(model.model, settings, copier_for(model.device))
+        slim = SlimDecoder(model.model, settings, copier_for(model.device), choose)
         undo.set(model.model, "forward", slim)
         prepare = partial(_prepare_cache, slim, model._prepare_cache_for_generation)
         undo.set(model, "_prepare_cache_for_generation", prepare)
@@ -234,7 +212,7 @@ def _prepare_cache(slim: SlimDecoder, stock: Any, generation_config: Any, model_
 
 
 def _before_forward(slim: SlimDecoder, model: Any, args: Any, kwargs: dict[str, Any]) -> None:
-    """See what the causal LM is asked for before its decoder runs."""
+    """Note the logits that the causal LM is asked for, before its decoder runs."""
     if kwargs.get("labels") is not None and not slim.paused:
         raise ValueError("labels= needs logits of every row, and pruned rows have none; remove SlimInfer for training")
     wanted = kwargs.get("logits_to_keep", 0)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from fewstep.bench import Outcome, Sample
 from fewstep.contract import Loaded
 from fewstep.data import texts
 from fewstep.families import causal_lm
+from fewstep.families.kv_cache import cache_sizes
 from jaxtyping import Int
 from torch import Tensor
 from transformers.cache_utils import Cache
@@ -40,7 +41,12 @@ class Continuation:
 
     @torch.inference_mode()
     def run(self, loaded: Loaded, generator: torch.Generator) -> Outcome:
-        """Time the prefill and the decoding; keep the log-probabilities of every scored position."""
+        """Time the prefill and the decoding; keep the log-probabilities of every scored position.
+
+        Raises:
+            UnsupportedModelError: not a language model with a tokenizer.
+            ValueError: more tokens than the model has positions, or than the text has.
+        """
         causal_lm.check_length(loaded, self.length, self.new_tokens)
         ids = texts.window(loaded.processor, self.text, self.length + self.new_tokens, generator)
         ids = ids[None].to(loaded.model.device)
@@ -50,21 +56,19 @@ class Continuation:
         steps, decode = causal_lm.decode_known(loaded.model, rest, cache)
         log_probs = torch.cat([logits, *steps]).float().log_softmax(-1).cpu()
         nll = -log_probs.gather(1, rest[0].cpu()[:, None]).mean().item()
-        decode_seconds = {"decode": decode / max(len(steps), 1)} if steps else {}
-        tokenizer = loaded.processor
-        said = tokenizer.decode(log_probs.argmax(-1))
+        title, text = (loaded.processor.decode(ids) for ids in (prompt[0, -60:], log_probs.argmax(-1)))
         return Outcome(
-            seconds={"ttft": ttft, **decode_seconds},
+            seconds={"ttft": ttft} | ({"decode": decode / len(steps)} if steps else {}),
             quality={"nll": nll},
-            counts=kv_counts(cache) | flops,
+            counts=cache_sizes(cache) | flops,
             evidence=log_probs,
-            samples=(Sample(title=f"... {tokenizer.decode(prompt[0, -60:])}", text=said),),
+            samples=(Sample(title=f"... {title}", text=text),),
         )
 
     def compare(self, outcome: Outcome, baseline: Outcome) -> dict[str, float]:
         """KL(dense || method) in nats and top-1 agreement, mean over positions; loss above dense's.
 
-        And the speed-up of the prefill that its FLOPs allow, with the share of it that was reached.
+        With the ratio of prefill FLOPs, the speed-up that they allow, goes the share of it that was reached.
         """
         dense, other = (o.evidence for o in (baseline, outcome) if o.evidence is not None)
         allowed = {}
@@ -77,6 +81,21 @@ class Continuation:
             "top1_agreement": (dense.argmax(-1) == other.argmax(-1)).float().mean().item(),
             "nll_gap": outcome.quality["nll"] - baseline.quality["nll"],
         }
+
+
+class PlantedFact(NamedTuple):
+    """A prompt that holds a fact and ends with a question about it."""
+
+    prompt: Int[Tensor, " n"]
+    span: tuple[int, int]
+    """Tokens that hold the fact."""
+    question: str
+    code: str
+    """Digits of the right answer."""
+
+    def answered_by(self, answer: str) -> bool:
+        """True when `answer` holds the code."""
+        return self.code in answer.replace(" ", "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,38 +115,44 @@ class Needle:
 
     @torch.inference_mode()
     def run(self, loaded: Loaded, generator: torch.Generator) -> Outcome:
-        """Right when the four digits are among the first five tokens of the greedy answer."""
+        """Count an answer as right when the four digits are among its first five greedy tokens.
+
+        Raises:
+            UnsupportedModelError: not a language model with a tokenizer.
+            ValueError: more tokens than the model has positions, or than the text has.
+        """
         causal_lm.check_length(loaded, self.length, 5)
         hits, seconds, evidence, samples = [], [], [], []
         for n in range(self.needles):
-            prompt, _, question, code = self.prompt(loaded.processor, n, generator)
-            logits, cache, ttft = causal_lm.prefill(loaded.model, prompt[None].to(loaded.model.device))
+            fact = self.prompt(loaded.processor, n, generator)
+            logits, cache, ttft = causal_lm.prefill(loaded.model, fact.prompt[None].to(loaded.model.device))
             answer = loaded.processor.decode(causal_lm.greedy(loaded.model, logits, cache, 5))
-            hits.append(code in answer.replace(" ", ""))
+            hits.append(fact.answered_by(answer))
             seconds.append(ttft)
             evidence.append(logits.float().cpu())
-            samples.append(Sample(title=f"{question.strip()} ({code})", text=answer))
+            samples.append(Sample(title=f"{fact.question} ({fact.code})", text=answer))
         return Outcome(
             seconds={"ttft": sum(seconds) / len(seconds)},
             quality={"accuracy": sum(hits) / len(hits)},
-            counts=kv_counts(cache),
+            counts=cache_sizes(cache),
             evidence=torch.cat(evidence),
             samples=tuple(samples[:4]),
         )
 
-    def prompt(
-        self, tokenizer: Any, n: int, generator: torch.Generator
-    ) -> tuple[Int[Tensor, " n"], tuple[int, int], str, str]:
-        """The `n`-th prompt, the tokens that hold the needle, the question and the code."""
+    def prompt(self, tokenizer: Any, n: int, generator: torch.Generator) -> PlantedFact:
+        """The `n`-th prompt.
+
+        Raises:
+            ValueError: the text is too short for it.
+        """
         name = NAMES[n % len(NAMES)]
         code = str(int(torch.randint(1000, 10000, (1,), generator=generator)))
-        question = f"\n\nThe secret code of {name} is"
-        needle = f"The secret code of {name} is {code}."
+        question, needle = f"\n\nThe secret code of {name} is", f"The secret code of {name} is {code}."
         extra = sum(len(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in (f" {needle}", question))
         haystack = texts.window(tokenizer, self.text, self.length - extra, generator)
         depth = 0.05 + 0.9 * (n + 0.5) / self.needles
         prompt, span = texts.hide(tokenizer, haystack, needle, question, depth)
-        return prompt, span, question, code
+        return PlantedFact(prompt, span, question.strip(), code)
 
     def compare(self, outcome: Outcome, baseline: Outcome) -> dict[str, float]:
         """Accuracy is absolute; nothing to compare."""
@@ -135,20 +160,11 @@ class Needle:
 
 
 def prefill_cost(config: Any, cache: Cache, length: int) -> dict[str, float]:
-    """Operations of a prompt of `length` tokens just read, in 10^12; nothing for a method that computes beside it."""
+    """Operations of a prompt of `length` tokens just read, in 10^12; empty for a method that computes elsewhere too."""
     if isinstance(cache, SlimCache):
-        tokens = [stage.tokens[0] for stage in cache.stages for _ in stage.layers]
+        tokens = [segment.tokens[0] for segment in cache.segments for _ in segment.layers]
     elif cache.get_seq_length() == length:
         tokens = [length] * config.num_hidden_layers
     else:
         return {}
     return {"prefill_tflop": causal_lm.prefill_flops(config, tokens) / 1e12}
-
-
-def kv_counts(cache: Cache) -> dict[str, float]:
-    """Bytes of keys and values at the end, and tokens that the layers cache on average."""
-    keys = [layer.keys for layer in cache.layers]
-    return {
-        "kv_bytes": float(sum(2 * k.numel() * k.element_size() for k in keys)),
-        "tokens_per_layer": sum(k.shape[2] for k in keys) / len(keys),
-    }

@@ -1,28 +1,29 @@
-"""The prompt as the next layer sees it, and what its attention lets through."""
+"""The prompt as the next layer sees it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
+from fewstep.families.causal_lm import Rope
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 
 @dataclass
 class Tokens:
-    """One row a prompt: its survivors in order, padding on the left."""
+    """Survivors of each prompt in order, one prompt a row, padding on the left."""
 
     hidden: Float[Tensor, "r n d"]
-    rope: tuple[Float[Tensor, "r n k"], Float[Tensor, "r n k"]]
-    """Cosines and sines of the absolute positions; survivors keep theirs."""
+    rope: Rope
+    """Positions; survivors keep theirs."""
     number: Int[Tensor, "r n"]
     """Index of each token in its own prompt, counted from the first real token; negative in padding."""
     valid: Bool[Tensor, "r n"] | None = None
-    """Which columns are real; None when all are."""
+    """True for real columns; None when all are real."""
 
     @classmethod
-    def of_prompt(cls, hidden: Tensor, rope: tuple[Tensor, Tensor], attention_mask: Tensor | None) -> Tokens:
+    def of_prompt(cls, hidden: Tensor, rope: Rope, attention_mask: Tensor | None) -> Tokens:
         """A whole prompt.
 
         Raises:
@@ -55,7 +56,7 @@ class Tokens:
         itself = torch.eye(n, dtype=torch.bool, device=self.valid.device)  # the softmax of a padding row needs a key
         return (causal & self.valid[:, None, None, :]) | itself
 
-    def take(self, rows: list[Int[Tensor, " k"]]) -> Tokens:
+    def keep(self, rows: list[Int[Tensor, " k"]]) -> Tokens:
         """Only these columns of each row (ascending), padded on the left to one length."""
         longest = max(r.numel() for r in rows)
         index = torch.stack([nn.functional.pad(r, (longest - r.numel(), 0)) for r in rows])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import os
+import signal
 import sys
+import threading
 import traceback
 from dataclasses import dataclass
 
@@ -76,6 +78,7 @@ def main(argv: list[str] | None = None) -> int:
         setattr(sys, name, stream)
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+    _end_as_ctrl_c()
     try:
         code = _dispatch(words)
         sys.stdout.flush()
@@ -95,6 +98,19 @@ def main(argv: list[str] | None = None) -> int:
         _traceback()
         told = " ".join(f"{type(error).__name__}: {error}".split())
         return _say(f"`fewstep {' '.join(words[:2])}` failed: {told[:300]} (FEWSTEP_TRACEBACK=1 shows where)", 2)
+
+
+def _end_as_ctrl_c() -> None:
+    """Let SIGTERM and SIGHUP interrupt like Ctrl-C, so that what is finished is kept."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, interrupt)
 
 
 def _traceback() -> None:

@@ -70,7 +70,7 @@ def _run(name: str, recipe: Recipe, options: TrainOptions) -> int:
     from ..train.run import Run
 
     if options.threads < 1:
-        raise ValueError(f"--threads must be at least 1, estimate {options.threads}")
+        raise ValueError(f"--threads must be at least 1, found {options.threads}")
     torch.set_num_threads(options.threads)
     world = parallel.join(chosen_device(options.device))
     try:

@@ -29,6 +29,8 @@ SUPPORTED = (
 )
 _DECODER_PARTS = ("embed_tokens", "layers", "norm", "rotary_emb")
 _LAYER_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+Rope = tuple[Float[Tensor, "r n k"], Float[Tensor, "r n k"]]
+"""Cosines and sines of the tokens' positions."""
 LAYERS, WIDTH, HEADS, KV_HEADS, FEED_FORWARD, VOCABULARY = 6, 64, 4, 2, 128, 97
 """Sizes of `tiny`."""
 
@@ -53,6 +55,31 @@ def check(model: Any) -> Any:
     ):
         raise UnsupportedModelError(f"{kind} has sliding-window layers; models with full attention are supported")
     return decoder
+
+
+def attend(
+    layer: Any, hidden: Float[Tensor, "r n d"], rope: Rope, mask: Tensor | None, cache: Any = None, **kwargs: Any
+) -> Float[Tensor, "r n d"]:
+    """Run the first half of a stock layer: attention and its residual; keys and values go to `cache`.
+
+    Args:
+        layer: of a decoder that `check` accepts.
+        hidden: hidden states.
+        rope: positions of its tokens.
+        mask: as the layer's attention takes it; None where plain causal attention is meant.
+        cache: anything with the `update` of a transformers cache.
+        kwargs: passed on to the attention, for example ``capture``.
+    """
+    normed, caching = layer.input_layernorm(hidden), {ARGUMENT: cache}
+    attention = layer.self_attn(
+        hidden_states=normed, position_embeddings=rope, attention_mask=mask, **caching, **kwargs
+    )
+    return hidden + attention[0]
+
+
+def feed_forward(layer: Any, hidden: Float[Tensor, "r n d"]) -> Float[Tensor, "r n d"]:
+    """Run the second half of a stock layer: feed-forward and its residual."""
+    return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
 
 
 def check_length(loaded: Loaded, length: int, new_tokens: int) -> None:
@@ -148,7 +175,7 @@ class Ask(PromptInputs):
     temperature: float = 0.0
     """0 answers with the likeliest tokens; above it, samples."""
     seed: int = 0
-    """Of the sampling."""
+    """Seed of the sampling."""
 
     def __call__(self, loaded: Loaded, method: Any) -> None:
         """Stream the answer, then print what it cost."""

@@ -104,3 +104,12 @@ def growing(cache: Cache) -> Cache:
         layers.append(layer)
         old.keys = old.values = None
     return Cache(layers=layers)
+
+
+def cache_sizes(cache: Cache) -> dict[str, float]:
+    """Bytes of keys and values, and tokens that a layer caches on average: ``kv_bytes``, ``tokens_per_layer``."""
+    keys: list[Tensor] = [layer.keys for layer in cache.layers]
+    return {
+        "kv_bytes": float(sum(2 * k.nbytes for k in keys)),
+        "tokens_per_layer": sum(k.shape[2] for k in keys) / len(keys),
+    }

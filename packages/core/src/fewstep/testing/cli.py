@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -64,9 +65,11 @@ def _main(words: list[str], folder: str, env: dict[str, str], sites: list[str], 
     sys.path[:0] = sites
     os.chdir(folder)
     sys.argv = ["fewstep", *words]
-    from fewstep.cli import main
-
-    code = main()
+    code: Any = 1
+    try:
+        runpy.run_module("fewstep", run_name="__main__")
+    except SystemExit as stop:
+        code = stop.code
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # no clean-up of the process that this one was forked from
