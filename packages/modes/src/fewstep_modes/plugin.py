@@ -20,7 +20,7 @@ def _card(name: str, summary: str, target: str, paper: str | None, fit: str | No
         models=_FAMILIES,
         run=_ASK,
         fit=f"fewstep_modes.fit:{fit}" if fit else None,
-        show="fewstep_modes.describe:describe",
+        show="fewstep_modes.method:describe",
     )
 
 
@@ -37,11 +37,13 @@ def fewstep_methods():
         _card("dmt", "MoDES without layer importance (ablation)", "method:DMT", None, "FitDMT"),
         _card("gmlg", "MoDES with one threshold (ablation)", "method:GMLG", None, "FitGMLG"),
         _card("single", "one threshold on routing weights (ablation)", "method:Single", None, "FitSingle"),
-        _card("reduce-k", "fewer experts for every token (peer)", "peers:ReduceK", None, "FitReduceK"),
-        _card("naee", "drop the light tail of a token's experts (peer)", "peers:NAEE", "2402.14800", "FitNAEE"),
-        _card("mc-moe", "NAEE with protection of tokens (peer)", "peers:MCMoE", "2410.06270", "FitMCMoE"),
-        _card("reap", "remove the experts that contribute least (static peer)", "peers:REAP", "2510.13999", "FitREAP"),
-        _card("skip-policy", "a policy that another package registers", "peers:Registered", None, None),
+        _card("reduce-k", "fewer experts for every token (peer)", "baselines:ReduceK", None, "FitReduceK"),
+        _card("naee", "drop the light tail of a token's experts (peer)", "baselines:NAEE", "2402.14800", "FitNAEE"),
+        _card("mc-moe", "NAEE with protection of tokens (peer)", "baselines:MCMoE", "2410.06270", "FitMCMoE"),
+        _card(
+            "reap", "remove the experts that contribute least (static peer)", "baselines:REAP", "2510.13999", "FitREAP"
+        ),
+        _card("skip-policy", "a policy that another package registers", "baselines:Registered", None, None),
     ]
 
 
@@ -62,7 +64,7 @@ def fewstep_tasks():
     return [
         Card(
             name="moe-latency",
-            summary="seconds of a prompt and of each new token, whatever is said",
-            target="fewstep_modes.tasks:MoeLatency",
+            summary="seconds of a prompt and of each new token",
+            target="fewstep_modes.wide:MoeLatency",
         )
     ]
