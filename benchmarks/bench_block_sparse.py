@@ -6,15 +6,13 @@
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
-from pathlib import Path
 
 import torch
-from fewstep.kernels.block_sparse_attention import KERNEL, block_sparse_attention, chosen_backend
+from fewstep.kernels.block_sparse_attention import KERNEL, block_sparse_attention
 from fewstep.kernels.check import numerics
-from side_by_side import Call, Recorder, interleaved, pair_ratio, peak_flops
+from side_by_side import Call, Recorder, interleaved, pair_ratio, parser, peak_flops
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
@@ -28,7 +26,7 @@ def random_lists(heads: int, query_blocks: int, key_blocks: int, density: float)
     return order[..., : max(1, round(density * key_blocks))].contiguous()
 
 
-def peers(query: Tensor, key: Tensor, value: Tensor, blocks: Tensor, size: int) -> dict[str, Call]:
+def baselines(query: Tensor, key: Tensor, value: Tensor, blocks: Tensor, size: int) -> dict[str, Call]:
     """Other ways to the same output: compiled FlexAttention and, on lists of one length, SDPA on gathered blocks."""
     (b, h, t, d), (g, n) = query.shape, key.shape[1:3]
     counts = torch.full(blocks.shape[:3], blocks.shape[3], dtype=torch.int32, device=blocks.device)
@@ -42,11 +40,11 @@ def peers(query: Tensor, key: Tensor, value: Tensor, blocks: Tensor, size: int) 
         rows = query.reshape(-1, 1, size, d)
         keys, values = (x.repeat_interleave(h // g, 1).reshape(b * h * (n // size), -1) for x in (key, value))
         places = (blocks + torch.arange(h, device=blocks.device).view(h, 1, 1) * (n // size)).view(len(rows), -1)
-        found = []
+        outputs = []
         for some, at in zip(rows.split(4), places.split(4), strict=True):
             tiles = (x.index_select(0, at.flatten()).view(len(at), 1, -1, d) for x in (keys, values))
-            found.append(F.scaled_dot_product_attention(some, *tiles))
-        return found
+            outputs.append(F.scaled_dot_product_attention(some, *tiles))
+        return outputs
 
     return {
         "compiled-flex-attention": lambda: compiled(query, key, value, block_mask=mask, enable_gqa=h != g),
@@ -56,24 +54,23 @@ def peers(query: Tensor, key: Tensor, value: Tensor, blocks: Tensor, size: int) 
 
 def main() -> int:
     """Run the benchmark; exit code 1 when the backend is wrong."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, nargs="+", default=(1024, 4096, 8192))
-    parser.add_argument("--density", type=float, nargs="+", default=(0.05, 0.1, 0.2, 0.5, 0.8, 1.0))
-    parser.add_argument("--heads", type=int, nargs=3, default=(8, 8, 64), metavar=("QUERY", "KV", "DIM"))
-    parser.add_argument("--block", type=int, default=64)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--peers", action="store_true", help="also time compiled FlexAttention and gathered SDPA")
-    parser.add_argument("--results", type=Path, default=Path("results"))
-    options = parser.parse_args()
+    flags = parser(__doc__)
+    flags.add_argument("--tokens", type=int, nargs="+", default=(1024, 4096, 8192))
+    flags.add_argument("--density", type=float, nargs="+", default=(0.05, 0.1, 0.2, 0.5, 0.8, 1.0))
+    flags.add_argument("--heads", type=int, nargs=3, default=(8, 8, 64), metavar=("QUERY", "KV", "DIM"))
+    flags.add_argument("--block", type=int, default=64)
+    flags.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    flags.add_argument("--repeats", type=int, default=5)
+    flags.add_argument("--baselines", action="store_true", help="also time compiled FlexAttention and gathered SDPA")
+    options = flags.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    backend, dtype, size = chosen_backend(device), getattr(torch, options.dtype), options.block
+    backend, dtype, size = KERNEL.chosen_backend(device), getattr(torch, options.dtype), options.block
     if not (result := numerics(KERNEL, backend, device)).ok:
         print(f"{backend} is wrong, nothing timed: {result.detail}", file=sys.stderr)
         return 1
     h, g, d = options.heads
     params = {"heads": h, "kv_heads": g, "head_dim": d, "block": size, "repeats": options.repeats, "backend": backend}
-    recorder = Recorder(SPARSE, options.results / f"{SPARSE}.jsonl", device, dtype, params)
+    recorder = Recorder(SPARSE, options, device, dtype, params)
     peak = peak_flops(device, dtype)
     print(
         f"{backend} on {device}, {torch.get_num_threads()} threads, {h} heads on {g} of {d}, {options.dtype}, blocks of"
@@ -93,7 +90,7 @@ def main() -> int:
                     q, k, v, b, query_block=size, key_block=size
                 ),
             }
-            calls |= peers(query, key, value, blocks, size) if options.peers and tokens % size == 0 else {}
+            calls |= baselines(query, key, value, blocks, size) if options.baselines and tokens % size == 0 else {}
             times = interleaved(calls, device, options.repeats, warmup=1)
             counts = {}
             for name, seconds in times.items():

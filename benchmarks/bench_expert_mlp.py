@@ -6,24 +6,19 @@ No speed when a check is red.
 
 from __future__ import annotations
 
-import argparse
 import random
-import shlex
 import statistics
 import sys
 import time
-import uuid
-from pathlib import Path
 from typing import Any
 
 import torch
 from fewstep import Applied
-from fewstep.bench.record import origin
 from fewstep.bench.rows import Row, append
-from fewstep.bench.settings import Settings
-from fewstep.families import tiny_moe
+from fewstep.families import moe, tiny_moe
 from fewstep.kernels.check import numerics
 from fewstep.kernels.expert_mlp import KERNEL
+from side_by_side import parser, prepared
 
 SKIPPED = (0.0, 0.5, 0.75, 0.875)
 THEIRS = ("eager", "grouped_mm", "batched_mm")
@@ -75,29 +70,29 @@ def measure(block: Block, repeats: int, seed: int) -> dict[tuple[str, float, boo
     theirs = [name for name in THEIRS if name != "batched_mm" or block.tokens <= LARGEST_BATCHED]
     arms = [(name, 0.0, False) for name in theirs]
     arms += [(moe.IMPLEMENTATION, skipped, pack) for skipped in SKIPPED for pack in (False, True)]
-    found: dict[tuple[str, float, bool], list[float]] = {arm: [] for arm in arms}
+    taken: dict[tuple[str, float, bool], list[float]] = {arm: [] for arm in arms}
     chance = random.Random(seed)
     for turn in range(repeats + 2):
         for arm in chance.sample(arms, len(arms)):
             seconds = block.seconds(*arm)
             if turn >= 2:
-                found[arm].append(seconds)
-    return found
+                taken[arm].append(seconds)
+    return taken
 
 
-def rows(found: dict[tuple[str, float, bool], list[float]], common: dict[str, Any]) -> list[Row]:
+def rows(taken: dict[tuple[str, float, bool], list[float]], common: dict[str, Any]) -> list[Row]:
     """Seconds, the ratio to the fastest of transformers, and how much of the ideal ``1 / (1 - g)`` that is."""
-    theirs = [arm for arm in found if arm[0] != moe.IMPLEMENTATION]
-    best = min(theirs, key=lambda arm: statistics.median(found[arm]))
+    theirs = [arm for arm in taken if arm[0] != moe.IMPLEMENTATION]
+    best = min(theirs, key=lambda arm: statistics.median(taken[arm]))
     made = []
-    for (name, skipped, pack), seconds in found.items():
+    for (name, skipped, pack), seconds in taken.items():
         ours = name == moe.IMPLEMENTATION
         config = {"skipped": skipped, "packed": pack} if ours else {}
         own = {**common, "method": "expert-mlp" if ours else f"transformers-{name}", "config": config}
         spread = min(seconds), max(seconds)
         made.append(Row(**own, metric="block", value=statistics.median(seconds), unit="s", spread=spread))
         if ours:
-            ratios = [a / b for a, b in zip(found[best], seconds, strict=True)]
+            ratios = [a / b for a, b in zip(taken[best], seconds, strict=True)]
             ratio, against = statistics.median(ratios), {"baseline": f"transformers-{best[0]}-float32"}
             ends = min(ratios), max(ratios)
             made.append(Row(**own, **against, metric="block_speedup", value=ratio, unit="x", spread=ends))
@@ -107,28 +102,26 @@ def rows(found: dict[tuple[str, float, bool], list[float]], common: dict[str, An
 
 def main() -> int:
     """Run the benchmark; exit code 1 when the kernel is wrong."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, nargs="+", default=(512, 2048, 1))
-    parser.add_argument("--sizes", type=int, nargs=4, default=(512, 512, 32, 8), metavar=("H", "F", "E", "K"))
-    parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--results", type=Path, default=Path("results"))
-    options = parser.parse_args()
+    flags = parser(__doc__)
+    flags.add_argument("--tokens", type=int, nargs="+", default=(512, 2048, 1))
+    flags.add_argument("--sizes", type=int, nargs=4, default=(512, 512, 32, 8), metavar=("H", "F", "E", "K"))
+    flags.add_argument("--repeats", type=int, default=20)
+    flags.add_argument("--threads", type=int, default=1)
+    options = flags.parse_args()
     if not (result := numerics(KERNEL, "cpu")).ok:
         print(f"the CPU kernel is wrong, nothing timed: {result.detail}", file=sys.stderr)
         return 1
     torch.set_num_threads(options.threads)
-    command = shlex.join(["python", "benchmarks/bench_expert_mlp.py", *sys.argv[1:]])
-    settings = Settings(threads=options.threads, results=options.results, command=command, repeats=options.repeats)
+    settings = prepared(options)
     h, f, count, k = options.sizes
     for tokens in options.tokens:
         block = Block(h, f, count, k, tokens, seed=0)
+        run = settings.provenance("random", torch.device("cpu"), "float32")
         with Applied() as undo:
             moe.install(undo, block.model, pack=True)
-            found = measure(block, options.repeats, seed=0)
-        common = origin(settings, uuid.uuid4().hex[:12], "random", torch.device("cpu"), "float32")
+            seconds = measure(block, options.repeats, seed=0)
         params = {"tokens": tokens, "h": h, "f": f, "experts": count, "k": k, "repeats": options.repeats}
-        made = rows(found, {"task": "expert-mlp", "model": "one-layer", "params": params, **common})
+        made = rows(seconds, {"task": "expert-mlp", "model": "one-layer", "params": params, "run": run})
         append(made, options.results / "expert-mlp.jsonl")
         for row in made:
             print(f"{tokens:5} {row.method:24}{str(row.config):36}{row.metric:16}{row.value:.4g}", flush=True)

@@ -6,15 +6,13 @@
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
-from pathlib import Path
 
 import torch
 from fewstep.kernels.check import numerics
-from fewstep.kernels.gathered_attention import KERNEL, chosen_backend, gathered_attention
-from side_by_side import Recorder, interleaved, pair_ratio
+from fewstep.kernels.gathered_attention import KERNEL, gathered_attention
+from side_by_side import Recorder, interleaved, pair_ratio, parser
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -32,23 +30,22 @@ def selection(tokens: int, share: float, singles: int = 64) -> Tensor:
 
 def main() -> int:
     """Run the benchmark; exit code 1 when the backend is wrong."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, nargs="+", default=(8192, 16384, 32768))
-    parser.add_argument("--share", type=float, nargs="+", default=(0.05, 0.1, 0.2, 0.5))
-    parser.add_argument("--rows", type=int, default=10)
-    parser.add_argument("--heads", type=int, nargs=3, default=(8, 8, 64), metavar=("QUERY", "KV", "DIM"))
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    parser.add_argument("--repeats", type=int, default=40)
-    parser.add_argument("--results", type=Path, default=Path("results"))
-    options = parser.parse_args()
+    flags = parser(__doc__)
+    flags.add_argument("--tokens", type=int, nargs="+", default=(8192, 16384, 32768))
+    flags.add_argument("--share", type=float, nargs="+", default=(0.05, 0.1, 0.2, 0.5))
+    flags.add_argument("--rows", type=int, default=10)
+    flags.add_argument("--heads", type=int, nargs=3, default=(8, 8, 64), metavar=("QUERY", "KV", "DIM"))
+    flags.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    flags.add_argument("--repeats", type=int, default=40)
+    options = flags.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    backend, dtype = chosen_backend(device), getattr(torch, options.dtype)
+    backend, dtype = KERNEL.chosen_backend(device), getattr(torch, options.dtype)
     if not (result := numerics(KERNEL, backend, device)).ok:
         print(f"{backend} is wrong, nothing timed: {result.detail}", file=sys.stderr)
         return 1
     h, g, d = options.heads
     params = {"heads": h, "kv_heads": g, "head_dim": d, "rows": options.rows, "repeats": options.repeats}
-    recorder = Recorder(GATHERED, options.results / f"{GATHERED}.jsonl", device, dtype, params | {"backend": backend})
+    recorder = Recorder(GATHERED, options, device, dtype, params | {"backend": backend})
     print(f"{backend} on {device}, {torch.get_num_threads()} threads, {h} heads on {g} of {d}, {options.dtype}")
     print(f"{'tokens':>6}{'share':>8}  {'arm':22}{'median':>10}{'dense/arm':>10}{'arm/read once':>14}")
     flush = torch.zeros(16 << 20, device=device)

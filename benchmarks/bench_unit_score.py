@@ -10,8 +10,9 @@ import statistics
 import sys
 
 import torch
-from fewstep.kernels.check import Result, numerics
-from fewstep.kernels.unit_score import KERNEL, SCORES, chosen_backend, unit_score
+from fewstep.kernels import Result
+from fewstep.kernels.check import numerics
+from fewstep.kernels.unit_score import KERNEL, SCORES, unit_score
 from side_by_side import interleaved, pair_ratio
 
 SIZES = ((64, 8), (1, 1))
@@ -31,7 +32,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=60)
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    backend = chosen_backend(device)
+    backend = KERNEL.chosen_backend(device)
     if not (result := gate(backend, device)).ok:
         print(f"{backend} is wrong, nothing timed: {result.detail}", file=sys.stderr)
         return 1

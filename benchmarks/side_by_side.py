@@ -1,22 +1,52 @@
-"""What the kernel benchmarks share: calls timed in turn, what the machine can do at best, rows."""
+"""Shared by the kernel benchmarks: options, calls timed in turn, the peak of the machine, rows."""
 
 from __future__ import annotations
 
+import argparse
 import shlex
 import statistics
 import sys
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from fewstep.bench.record import Measured, Named, make_rows, origin
+from fewstep import FewstepError
+from fewstep.bench.record import ArmConfig, Measurement, make_rows
 from fewstep.bench.rows import DENSE, append
 from fewstep.bench.settings import Settings
 
 Call = Callable[[], object]
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser with the options that all benchmarks have."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--results", type=Path, default=Path("results"))
+    made.add_argument("--allow-dirty", action="store_true", help="measure a changed checkout; the rows are marked")
+    return made
+
+
+def prepared(options: argparse.Namespace) -> Settings:
+    """Settings of a run with the options of `parser` and the threads that torch uses now.
+
+    Raises:
+        SystemExit: the checkout is dirty, and `options.allow_dirty` is not set.
+        OSError: the results folder cannot be written.
+    """
+    settings = Settings(
+        repeats=1,
+        threads=torch.get_num_threads(),
+        results=options.results,
+        allow_dirty=options.allow_dirty,
+        command=shlex.join(["python", *sys.argv]),
+    )
+    try:
+        settings.prepare()
+    except FewstepError as error:
+        raise SystemExit(str(error)) from None
+    return settings
 
 
 def interleaved(
@@ -49,26 +79,28 @@ def peak_flops(device: str, dtype: torch.dtype) -> float:
 
 
 class Recorder:
-    """Appends rows of a run to a file of results."""
+    """Appends rows of a run to ``<task>.jsonl`` in the results folder."""
 
-    def __init__(self, task: str, path: Path, device: str, dtype: torch.dtype, params: dict[str, Any]) -> None:
-        command = shlex.join(["python", *sys.argv])
-        settings = Settings(repeats=1, threads=torch.get_num_threads(), results=path.parent, command=command)
-        about = origin(settings, uuid.uuid4().hex[:12], "random", torch.device(device), str(dtype)[6:])
-        self.path, self.params = path, params
-        self.head = {"task": task, "model": "random-qkv", **about}
+    def __init__(
+        self, task: str, options: argparse.Namespace, device: str, dtype: torch.dtype, params: dict[str, Any]
+    ) -> None:
+        """Begin a run; `options` are those of `parser`, see `prepared` for the errors."""
+        settings = prepared(options)
+        self.path, self.params = options.results / f"{task}.jsonl", params
+        run = settings.provenance("random", torch.device(device), str(dtype)[6:])
+        self.head = {"task": task, "model": "random-qkv", "run": run}
 
     def add(
         self, times: dict[str, list[float]], counts: dict[str, Sequence[dict[str, float]]], baseline: str, **params: Any
     ) -> None:
         """Write the rows of arms timed in turn, the one named ``dense`` first; `counts` by arm, one for each repeat."""
-        found = {
+        measurements = {
             name: [
-                Measured(seconds={"attention": second}, quality={}, counts=dict(count), samples=())
+                Measurement(seconds={"attention": second}, quality={}, counts=dict(count))
                 for second, count in zip(seconds, counts.get(name, [{}] * len(seconds)), strict=True)
             ]
             for name, seconds in times.items()
         }
-        arms = {name: Named(name, {}) for name in times if name != DENSE}
+        arms = {name: ArmConfig(name, {}) for name in times if name != DENSE}
         head = {**self.head, "params": {**self.params, **params}}
-        append(make_rows(head, arms, found, baseline), self.path)
+        append(make_rows(head, arms, measurements, baseline), self.path)

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: the networks forward and backward, the optimisers, and the rest.
+"""Shares of a training step: the networks forward and backward, the optimisers, and the rest.
 
 ``python benchmarks/training_step.py sgmd-digits --steps 20`` prints the shares of each phase and appends them to
 ``results/training-step.jsonl``.
@@ -6,21 +6,17 @@
 
 from __future__ import annotations
 
-import argparse
-import shlex
-import sys
 import time
-import uuid
 from collections import defaultdict
-from pathlib import Path
 
 import torch
 from fewstep import plugins
-from fewstep.bench.record import Measured, Named, make_rows, origin
+from fewstep.bench.record import ArmConfig, Measurement, make_rows
 from fewstep.bench.rows import DENSE, append
-from fewstep.bench.settings import Settings, available_cores
+from fewstep.bench.settings import available_cores
 from fewstep.train.loop import Loop
 from fewstep.train.parallel import World
+from side_by_side import parser, prepared
 
 
 class Clock:
@@ -65,25 +61,23 @@ def measure(recipe: str, steps: int) -> tuple[float, dict[str, float]]:
 
 def main() -> int:
     """Measure and record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--results", type=Path, default=Path("results"))
-    options = parser.parse_args()
+    flags = parser(__doc__)
+    flags.add_argument("recipe")
+    flags.add_argument("--steps", type=int, default=20)
+    options = flags.parse_args()
     torch.set_num_threads(available_cores())
+    settings = prepared(options)
+    run = settings.provenance("trained", torch.device("cpu"), "float32")
     seconds, shares = measure(options.recipe, options.steps)
     networks = sum(share for name, share in shares.items() if "ward" in name)
     print(f"{options.recipe}: {seconds:.3f} s a step, {networks:.1%} of it in the networks")
     for name, share in sorted(shares.items(), key=lambda item: -item[1]):
         print(f"  {name:24}{share:7.1%}")
-    command = shlex.join(["python", *sys.argv])
-    settings = Settings(repeats=1, threads=torch.get_num_threads(), results=options.results, command=command)
-    about = origin(settings, uuid.uuid4().hex[:12], "trained", torch.device("cpu"), "float32")
     counts = {"share_of_networks": networks, **{f"share_of_{name.replace(' ', '_')}": s for name, s in shares.items()}}
-    found = {options.recipe: [Measured(seconds={"step": seconds}, quality={}, counts=counts, samples=())]}
-    head = {"task": "training-step", "model": "digits-wan", "params": {"steps": options.steps}, **about}
-    arms = {options.recipe: Named(options.recipe, {})}
-    append(make_rows(head, arms, {DENSE: [], **found}, DENSE), options.results / "training-step.jsonl")
+    measurements = {options.recipe: [Measurement(seconds={"step": seconds}, quality={}, counts=counts)]}
+    head = {"task": "training-step", "model": "digits-wan", "params": {"steps": options.steps}, "run": run}
+    arms = {options.recipe: ArmConfig(options.recipe, {})}
+    append(make_rows(head, arms, {DENSE: [], **measurements}, DENSE), options.results / "training-step.jsonl")
     return 0
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from fewstep.cli import main
 
 FOLDER = Path("demo")
-MODEL = ["--model", "smollm2-135m", "--results", str(FOLDER)]
+MODEL = ["--model", "smollm2-135m", "--results", str(FOLDER), "--allow-dirty"]
 STEPS = [
     ("Continue a document of 4,096 tokens: how fast, and how close to the dense model?",
      ["bench", "slim-infer", "--task", "continuation", "--length", "4096", "--repeats", "2", *MODEL]),

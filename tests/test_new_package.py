@@ -37,7 +37,8 @@ def as_installed(package: Path) -> dict[str, str]:
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.4\nName: {project['name']}\nVersion: {project['version']}\n")
     (info / "entry_points.txt").write_text(f"[fewstep]\n{entry} = {value}\n")
-    return {**os.environ, "PYTHONPATH": str(package / "src"), "FEWSTEP_PLUGINS": entry}
+    path = os.pathsep.join((str(package / "src"), os.environ.get("PYTHONPATH", "")))
+    return {**os.environ, "PYTHONPATH": path, "FEWSTEP_PLUGINS": entry}
 
 
 def test_the_new_package_passes_its_conformance_tests(workspace: Path):

@@ -145,7 +145,8 @@ def test_a_saved_scheduler_walks_as_our_euler():
 
 
 @pytest.mark.parametrize("raw", [(), (750, 500), (1000, 1000), (1000, 500, 750), (1000, 0), (1000.0, 500), (1001,)])
-def test_steps_that_do_not_fall_from_1000_are_refused(raw):
+def test_steps_that_do_not_fall_from_1000_are_refused(raw, monkeypatch):
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)  # users run without the checks of the test run
     with pytest.raises(ValueError, match="fall from 1000"):
         flow.StepGrid(raw)
 

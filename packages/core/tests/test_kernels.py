@@ -8,8 +8,9 @@ import pytest
 import torch
 from fewstep.cards import import_target
 from fewstep.kernels import Case, Kernel
-from fewstep.kernels.check import MismatchError, compiled_usage, difference, nan_filled, report
-from fewstep.kernels.unit_score import KERNEL, SCORES, chosen_backend, unit_score
+from fewstep.kernels.ahead import compiled_usage
+from fewstep.kernels.check import MismatchError, difference, nan_filled, report
+from fewstep.kernels.unit_score import KERNEL, SCORES, unit_score
 from fewstep.testing.kernel import KernelSuite
 
 
@@ -97,8 +98,15 @@ def test_scores_are_fp32_and_carry_no_gradient():
 
 
 def test_says_which_backend_it_takes():
-    assert chosen_backend("cpu") == "cpu"
-    assert chosen_backend(torch.device("meta")) == "naive"
+    assert KERNEL.chosen_backend("cpu") == "cpu"
+    assert KERNEL.chosen_backend(torch.device("meta")) == "naive"
+    assert replace(KERNEL, fast={"triton": "nowhere:double"}).chosen_backend("cpu") == "naive"
+
+
+def test_float64_and_recorded_gradients_take_a_backend_that_has_them():
+    assert KERNEL.exact_backend(torch.ones(1)) == "cpu"
+    assert KERNEL.exact_backend(torch.ones(1, dtype=torch.float64)) == "naive"
+    assert KERNEL.trainable_backend(torch.ones(1), torch.ones(1, requires_grad=True)) == "cpu"
 
 
 @pytest.mark.parametrize(

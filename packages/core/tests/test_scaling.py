@@ -6,44 +6,50 @@ from pathlib import Path
 
 import pytest
 from fewstep.bench import Row
-from fewstep.bench.record import Measured, Named, make_rows
-from fewstep.bench.report import write_report
+from fewstep.bench.provenance import Provenance
+from fewstep.bench.record import ArmConfig, Measurement, make_rows
+from fewstep.bench.report import draw_figures, write_report
 from fewstep.bench.rows import append
-from fewstep.bench.scaling import families, save_scaling
+from fewstep.bench.scaling import length_series
 from fewstep.bench.tables import compare
 
 
-def row(method: str, length: int, metric: str, value: float, **other) -> Row:
+def run(name: str, device: str = "a cpu") -> Provenance:
+    return Provenance(
+        id=name, weights="random", device=device, hardware="cpu", dtype="float32", threads=2, versions={}, commit="abc",
+        date="2026-01-02T03:04:05+00:00", command="fewstep bench",
+    )  # fmt: skip
+
+
+def row(method: str, length: int, metric: str, value: float, device: str = "a cpu", **other) -> Row:
     fields = {
-        "task": "latency", "model": "llm", "run": f"r{length}", "weights": "random", "device": "cpu",
-        "dtype": "float32", "threads": 2, "versions": {}, "commit": "abc", "date": "2026-01-02T03:04:05+00:00",
-        "command": "fewstep bench", "params": {"length": length, "new": 8, "seed": 0, "repeats": 1}, "unit": "x",
-        "baseline": "dense-sdpa-float32",
+        "task": "latency", "model": "llm", "run": run(f"r{length}", device), "unit": "x",
+        "params": {"length": length, "new": 8, "seed": 0, "repeats": 1}, "baseline": "dense-sdpa-float32",
     }  # fmt: skip
     return Row(method=method, metric=metric, value=value, **{**fields, **other})
 
 
 @pytest.fixture
 def rows() -> list[Row]:
-    found = []
+    made = []
     for length, ratio in ((4096, 20.0), (8192, 24.0), (16384, 28.0)):
-        found += [row("quick", length, "generate_speedup", ratio), row("peer", length, "generate_speedup", ratio / 2)]
-        found += [row("quick", length, "step_vs_peer_speedup", ratio / 10, baseline="peer")]
-    return found
+        made += [row("quick", length, "generate_speedup", ratio), row("rival", length, "generate_speedup", ratio / 2)]
+        made += [row("quick", length, "step_vs_rival_speedup", ratio / 10, baseline="rival")]
+    return made
 
 
 def test_lengths_of_one_task_make_a_line_for_each_arm(rows):
-    (family,) = families(compare(rows[::-1]))
-    assert family.metrics() == ["generate_speedup", "step_vs_peer_speedup"]
-    assert family.lines("generate_speedup")["quick"] == [(4096, 20.0), (8192, 24.0), (16384, 28.0)]
-    assert set(family.lines("step_vs_peer_speedup")) == {"quick"}
+    (series,) = length_series(compare(rows[::-1]))
+    assert series.metrics() == ["generate_speedup", "step_vs_rival_speedup"]
+    assert series.lines("generate_speedup")["quick"] == [(4096, 20.0), (8192, 24.0), (16384, 28.0)]
+    assert set(series.lines("step_vs_rival_speedup")) == {"quick"}
 
 
-def test_two_lengths_make_no_figure_and_other_machines_no_line(rows, tmp_path):
-    assert families(compare(rows[:-3])) == []
-    assert save_scaling(compare(rows[:-3]), tmp_path) == []
-    elsewhere = [row("quick", 32768, "generate_speedup", 30.0, device="gpu")]
-    assert len(families(compare(rows + elsewhere))[0].comparisons) == 3
+def test_two_lengths_make_no_figure_and_other_machines_no_line(rows):
+    assert length_series(compare(rows[:-3])) == []
+    assert list(draw_figures(compare(rows[:-3]))) == []
+    elsewhere = [row("quick", 32768, "generate_speedup", 30.0, device="another")]
+    assert len(length_series(compare(rows + elsewhere))[0].comparisons) == 3
 
 
 def test_the_page_and_the_folder_show_the_figure(rows, tmp_path: Path):
@@ -59,27 +65,24 @@ def test_the_page_and_the_folder_show_the_figure(rows, tmp_path: Path):
     assert (folder / name).read_bytes() == (again / name).read_bytes()
 
 
-def test_a_task_compares_times_with_arms_beside_dense():
+def test_a_task_compares_times_with_extra_baselines():
     def one(**seconds):
-        return Measured(seconds=seconds, quality={}, counts={}, samples=())
+        return Measurement(seconds=seconds, quality={}, counts={})
 
-    found = {"dense": [one(all=8.0)], "quick": [one(all=1.0, step=0.1)], "peer": [one(all=2.0, step=0.3)]}
-    arms = {"quick": Named("quick", {}), "peer": Named("peer", {})}
-    rows = _rows(arms, found, {"all": ("peer",), "step": ("peer", "absent")})
+    measured = {"dense": [one(all=8.0)], "quick": [one(all=1.0, step=0.1)], "rival": [one(all=2.0, step=0.3)]}
+    arms = {"quick": ArmConfig("quick", {}), "rival": ArmConfig("rival", {})}
+    rows = _rows(arms, measured, {"all": ("rival",), "step": ("rival", "absent")})
     ratios = {(r.method, r.metric): (r.value, r.baseline) for r in rows if r.unit == "x"}
     assert ratios == {
         ("quick", "all_speedup"): (8.0, "dense"),
-        ("peer", "all_speedup"): (4.0, "dense"),
-        ("quick", "all_vs_peer_speedup"): (2.0, "peer"),
-        ("quick", "step_vs_peer_speedup"): (pytest.approx(3.0), "peer"),
+        ("rival", "all_speedup"): (4.0, "dense"),
+        ("quick", "all_vs_rival_speedup"): (2.0, "rival"),
+        ("quick", "step_vs_rival_speedup"): (pytest.approx(3.0), "rival"),
     }
-    silent = _rows(arms, found, {"all": ("peer",)}, red={"quick"})
+    silent = _rows(arms, measured, {"all": ("rival",)}, red={"quick"})
     assert not any(r.unit == "x" and r.method == "quick" for r in silent)
 
 
-def _rows(arms, found, beside, red=()):
-    common = {
-        "task": "t", "model": "m", "params": {}, "run": "r", "weights": "random", "device": "cpu", "dtype": "float32",
-        "threads": 1, "versions": {}, "commit": "", "date": "2026-01-02T03:04:05+00:00", "command": "c",
-    }  # fmt: skip
-    return make_rows(common, arms, found, "dense", red, beside=beside)
+def _rows(arms, measurements, extra_baselines, red=()):
+    common = {"task": "t", "model": "m", "params": {}, "run": run("r")}
+    return make_rows(common, arms, measurements, "dense", red=red, extra_baselines=extra_baselines)

@@ -86,7 +86,8 @@ def test_magnitude_variance_and_chance(features):
     assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
 
 
-def test_bad_calls_are_named(features):
+def test_bad_calls_are_named(features, monkeypatch):
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)  # users run without the checks of the test run
     with pytest.raises(ValueError, match="10 of 9"):
         select_channels(gram_of(features), 10)
     with pytest.raises(ValueError, match="unknown selection"):

@@ -5,7 +5,7 @@ import random
 
 import pytest
 import torch
-from fewstep.kernels.column_mass import column_mass
+from fewstep_focus_dllm.attend import attend, attend_and_weigh
 from fewstep_focus_dllm.select import (
     block_relevance,
     budget,
@@ -44,11 +44,23 @@ def test_no_window_activates_everything_but_where_nothing_is_in_focus():
 
 
 def test_sink_score_of_the_card():
-    query = torch.tensor([[[[1.0]]]])
+    query, one = torch.tensor([[[[1.0]]]]), torch.ones(1, 1)
     keys = torch.tensor([4.0, 0.0, 0.0, 2.0]).view(1, 1, 4, 1)
-    mass = column_mass(query, keys, scale=1.0)[0]
+    mass = attend_and_weigh(query, keys, keys, None, 1.0, one)[1][0]
     assert mass.tolist() == pytest.approx([0.8533, 0.0156, 0.0156, 0.1155], abs=1e-4)
     assert sorted(top_sinks(mass, 2).tolist()) == [0, 3]
+    allowed = torch.tensor([[False, True, True, False]])
+    assert attend_and_weigh(query, keys, keys, allowed, 1.0, one)[1].tolist() == [[0, 0.5, 0.5, 0]]
+
+
+def test_sink_score_is_the_weighted_mean_of_attention():
+    generator = torch.Generator().manual_seed(1)
+    query, key, value = (torch.randn(2, heads, n, 16, generator=generator) for heads, n in ((4, 7), (2, 45), (2, 45)))
+    weights = torch.rand(2, 7, generator=generator)
+    attention = (query @ key.repeat_interleave(2, 1).mT / 4).softmax(-1)
+    output, mass = attend_and_weigh(query, key, value, None, 0.25, weights)
+    torch.testing.assert_close(mass, (attention.mean(1) * weights[..., None]).sum(1))
+    torch.testing.assert_close(output, attend(query, key, value, None, 0.25))
 
 
 def test_sinks_survive_when_hardly_a_block_is_kept():

@@ -54,7 +54,8 @@ def test_fit_then_run_and_bench(folder, tmp_path):
     assert measured.returncode == 0, measured.stderr
     rows = [json.loads(line) for line in (tmp_path / "results/moe-latency.jsonl").read_text().splitlines()]
     assert {row["config"].get("target") for row in rows if row["method"] == "modes"} == {0.3, 0.6}
-    assert "points" not in rows[-1]["config"] and "2 samples" not in rows[0]["command"]
+    (run,) = [json.loads(line) for line in (tmp_path / "results/runs.jsonl").read_text().splitlines()]
+    assert "points" not in rows[-1]["config"] and "2 samples" not in run["command"]
 
 
 def test_wrong_words_are_one_sentence(folder, tmp_path):

@@ -12,6 +12,7 @@ import pytest
 from fewstep.cli import main
 from fewstep.families import wan
 from fewstep_sgmd import SGMD
+from fewstep_sgmd.export import DiffusersFolder
 
 
 @pytest.fixture(scope="module")
@@ -21,29 +22,41 @@ def folder(tmp_path_factory, full_file, lora_file):
     wan.tiny_pipeline().save_pretrained(root / "base")
     SGMD(weights=full_file, size=(5, 32, 48)).save_pretrained(root / "full")
     SGMD(weights=lora_file).save_pretrained(root / "lora")
+    DiffusersFolder(base=str(root / "base"))(SGMD(weights=full_file), root / "student")
     return root
 
 
 @pytest.fixture
 def fewstep(folder, monkeypatch, capsys):
-    """The command line in this process, inside `folder`: exit code, stdout and stderr."""
+    """The command line in this process, inside `folder`; returns exit code, stdout and stderr."""
     monkeypatch.chdir(folder)
 
     def call(*words) -> tuple[int, str, str]:
-        code = main(list(map(str, words)))
+        threads = ["--threads", "1"] if words[0] == "run" else []
+        code = main([*map(str, words), *threads])
         return code, *capsys.readouterr()
 
     return call
 
 
-def test_run_and_export_in_a_process_of_their_own(folder):
-    run = ["run", "sgmd", "--model", "base", "--method-from", "full", "--prompt", "a cat runs", "--output", "own.gif"]
-    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    for words in (run, ["export", "full", "--format", "comfy", "--out", "own"]):
-        command = [sys.executable, "-m", "fewstep", *words]
-        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-    assert (folder / "own.gif").is_file() and (folder / "own" / "diffusion_model.safetensors").is_file()
+def test_run_in_a_process_of_its_own(folder):
+    words = ["run", "sgmd", "--model", "base", "--method-from", "full", "--prompt", "a cat runs", "--output", "own.gif"]
+    command, env = [sys.executable, "-m", "fewstep", *words], {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and (folder / "own.gif").is_file(), done.stderr
+
+
+def test_a_teacher_is_no_student_unless_asked(fewstep, folder):
+    """Its scheduler tells: a saved student holds the steps of the method, a teacher holds others."""
+    clip = ["--frames", "1", "--height", "32", "--width", "32", "--prompt", "dog", "--output", "teacher.gif"]
+    code, _, err = fewstep("run", "sgmd", "--model", "base", *clip)
+    assert code == 2 and "base is no student: its scheduler holds other timesteps than 1000.0, 937.5" in err
+    assert not (folder / "teacher.gif").exists()
+    code, _, err = fewstep("run", "sgmd", "--model", "student", "--steps", "1000", "500", *clip)
+    assert code == 2 and "student is no student: its scheduler holds other timesteps than 1000.0, 833.3" in err
+    for words in (["--model", "student"], ["--model", "base", "--untrained"]):
+        code, out, err = fewstep("run", "sgmd", *words, *clip)
+        assert code == 0 and "network calls: 4" in out, err
 
 
 def test_a_video_of_the_trained_size(fewstep, folder):
@@ -68,15 +81,14 @@ def test_a_gif_with_the_flags_of_a_method(fewstep, folder, full_file):
         (["--output", "out.avi"], "written as .mp4 or .gif"),
         (["--output", "none/out.gif"], "no folder"),
         (["--output", "out.gif", "--weights", "none.safetensors"], "none.safetensors cannot be read"),
-        (["--output", "out.gif", "--height", "33", "--width", "32"], "divisible by 16"),
+        (["--output", "out.gif", "--method-from", "full", "--height", "33"], "divisible by 16"),
     ],
     ids=["ending", "folder", "weights", "size"],
 )
 def test_bad_input_is_one_line(fewstep, words, message):
     code, _, err = fewstep("run", "sgmd", "--model", "base", "--prompt", "a", *words)
-    assert (
-        code == 2 and err.strip().splitlines()[-1].startswith("fewstep: ") and message in err.strip().splitlines()[-1]
-    )
+    line = err.strip().splitlines()[-1]
+    assert code == 2 and line.startswith("fewstep: ") and message in line
 
 
 def test_export_beside_the_student(fewstep, folder):
@@ -85,6 +97,11 @@ def test_export_beside_the_student(fewstep, folder):
     assert out.splitlines()[-1] == "wrote full/lightx2v"
     config = json.loads((folder / "full" / "lightx2v" / "config.json").read_text())
     assert config["dit_original_ckpt"] == "full/lightx2v/distill_model.safetensors"
+
+
+def test_export_for_comfy_in_another_folder(fewstep, folder):
+    code, _, err = fewstep("export", "lora", "--format", "comfy", "--out", "own")
+    assert code == 0 and (folder / "own" / "lora.safetensors").is_file(), err
 
 
 def test_export_with_the_flags_of_the_format(fewstep, folder):

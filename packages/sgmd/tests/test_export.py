@@ -1,4 +1,4 @@
-"""T13, files: every format is read again by its own loader or by ours, and makes the same clip."""
+"""T13: every format is read again by its own loader or by ours, and makes the same clip."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from fewstep.errors import BadFileError, FewstepError
 from fewstep.families import wan
 from fewstep_sgmd import SGMD
 from fewstep_sgmd.export import Comfy, DiffusersFolder, LightX2V, PeftLora, from_lightx2v
-from fewstep_sgmd.weights import extract, read
+from fewstep_sgmd.student_weights import extract_lora
+from fewstep_sgmd.weight_files import read
 from safetensors.torch import load_file, save_file
 
 
@@ -25,7 +26,7 @@ def base(tmp_path_factory) -> str:
 
 @pytest.fixture
 def few(sample):
-    """What a method makes of the tiny pipeline."""
+    """Latents that a method makes with the tiny pipeline."""
 
     def call(method):
         pipe = wan.tiny_pipeline()
@@ -200,7 +201,7 @@ def test_extraction_keeps_the_largest_singular_values():
     left, right = (torch.linalg.qr(torch.randn(size, 3))[0] for size in (12, 24))
     values = torch.tensor([3.0, 2.0, 1.0])
     after = {"proj_out.weight": left * values @ right.T, "proj_out.bias": torch.zeros(12)}
-    lora, kept = extract(before, after, 2)
+    lora, kept = extract_lora(before, after, 2)
     assert kept == pytest.approx(13 / 14) and not lora.deltas
     close(lora.changes()["proj_out.weight"], left[:, :2] * values[:2] @ right[:, :2].T)
 
@@ -225,5 +226,5 @@ def test_what_is_needed_is_said(full_file, tmp_path, base):
     with pytest.raises(ValueError, match="must be 1 or more"):
         PeftLora(rank=-1, base=base)(SGMD(weights=full_file), tmp_path)
     with pytest.raises(ValueError, match="differ in their parameters"):
-        extract({"a": torch.ones(1)}, {"b": torch.ones(1)}, 1)
+        extract_lora({"a": torch.ones(1)}, {"b": torch.ones(1)}, 1)
     assert list(tmp_path.iterdir()) == []

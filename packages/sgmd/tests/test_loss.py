@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 from fewstep import flow
-from fewstep.kernels.match_loss.naive import match_weights
-from fewstep_sgmd.loss import critic_loss, figures, sid_loss, student_losses
+from fewstep_sgmd.loss import critic_loss, figures, match_weights, sid_loss, student_losses
 from torch.autograd import grad
 
 F64 = {"dtype": torch.float64}
@@ -188,7 +187,7 @@ def test_t7_at_the_start_only_the_residual_acts():
 def test_t7_paper_weights_are_the_squared_difference_of_scores():
     (x, u, teacher), sigma = random_latents()
     noisy = flow.noise(x, torch.randn_like(x), sigma)
-    scores = (flow.score_from_x0(noisy, clean, sigma) for clean in (u, teacher))
+    scores = (flow.score_from_x0(noisy, x0, sigma) for x0 in (u, teacher))
     difference = next(scores) - next(scores)
     found = student_losses(x, u, teacher, sigma, lam=0.0, weights="paper")[0]["fisher"]
     torch.testing.assert_close(found, difference.square().mean() / 2, rtol=1e-9, atol=0)
@@ -246,16 +245,54 @@ def test_sid_is_the_published_formula_and_reaches_every_input():
     assert all(part.abs().sum() > 0 for part in grad(loss, tensors))
 
 
+def slow_losses(x, u, teacher, sigma, weights):
+    """The card's section 2.3 in loops over samples: ``L_Fisher`` and ``-L_NR`` of each sample."""
+    fisher, residual = [], []
+    for a, b, t, s in zip(x, u, teacher, sigma, strict=True):
+        w_f, w_n = (1 / ((a - t).abs().mean() + 1e-8), 1 / s) if weights == "official" else ((1 - s) ** 2 / s**4, 1.0)
+        fisher.append(0.5 * w_f * ((b - t) ** 2).sum() / a.numel())
+        residual.append(0.5 * w_n * ((a - b) ** 2).sum() / a.numel())
+    return torch.stack(fisher), torch.stack(residual)
+
+
+@pytest.mark.parametrize("weights", ["official", "paper"])
+@pytest.mark.parametrize("lam", [0.0, 0.1])
+def test_parts_and_gradient_equal_autograd(lam, weights):
+    (x, u, teacher), sigma = random_latents()
+    fisher, residual = slow_losses(x, u.requires_grad_(), teacher, sigma, weights)
+    parts, matched = student_losses(x, u, teacher, sigma, lam=lam, weights=weights)
+    torch.testing.assert_close(matched.residual, residual.detach(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(parts["fisher"], fisher.mean(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(sum(parts.values()), (fisher - lam * residual).mean(), rtol=1e-12, atol=0)
+    expected = grad((fisher - lam * residual).mean(), u)[0]
+    torch.testing.assert_close(grad(sum(parts.values()), u)[0], expected, rtol=1e-12, atol=1e-15)
+
+
+def test_without_residual_it_is_the_gradient_of_dmd2():
+    (x, u, teacher), sigma = random_latents()
+    x.requires_grad_()
+    with torch.no_grad():
+        step = (u - teacher) / (x - teacher).abs().mean((1, 2, 3), keepdim=True)
+    loss = 0.5 * torch.nn.functional.mse_loss(x, (x - step).detach())
+    _, matched = student_losses(x, u, teacher, sigma, lam=0.0, weights="official")
+    torch.testing.assert_close(matched.gradient, grad(loss, x)[0], rtol=1e-7, atol=0)
+
+
+def test_unknown_weights_are_named(monkeypatch):
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)  # users run without the checks of the test run
+    (x, u, teacher), sigma = random_latents()
+    with pytest.raises(ValueError, match="supported: official, paper"):
+        student_losses(x, u, teacher, sigma, lam=0.1, weights="dmd")
+
+
 @pytest.mark.parametrize("weights", ["official", "paper"])
 def test_figures_compare_with_dmd2(weights):
     (x, u, teacher), _ = random_latents()
     sigma = torch.tensor([0.1, 0.3, 0.4, 1.0], **F64)
     _, found = student_losses(x, u, teacher, sigma, lam=0.1, weights=weights)
-    numbers = figures(found, sigma, weights)
+    numbers = figures(found, sigma)
     n = (x - teacher).abs().mean((1, 2, 3), keepdim=True)
     expected = ((u - teacher) / n).square().flatten(1).mean(1) / 2
-    if weights == "paper":
-        expected[3] = 0  # at sigma 1 the paper's weight, and with it the gap, is lost
     torch.testing.assert_close(numbers["dmd2"], expected.mean(), rtol=1e-6, atol=0)
     slope = found.gradient.abs().mean((1, 2, 3)) * x.numel()
     known = {name for name, value in numbers.items() if "slope" in name and not value.isnan()}

@@ -1,4 +1,4 @@
-"""What SGMD does to a pipeline: steps, guidance, weights of every kind, and clear words for what does not fit."""
+"""SGMD on a pipeline: steps, guidance, weights of every kind, and one sentence for weights that do not fit."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from fewstep.errors import BadFileError, UnsupportedModelError
 from fewstep.families import wan
 from fewstep.flow import StepGrid, euler
 from fewstep_sgmd import SGMD
+from fewstep_sgmd.few_step_pipeline import is_student
 from safetensors.torch import load_file, save_file
 
 
@@ -19,16 +20,16 @@ def test_the_call_of_a_user_runs_the_students_steps_without_guidance(pipe, sampl
         with_kwargs=True,
     )
     with SGMD(weights=full_file).apply(pipe):
-        found = sample(pipe, num_inference_steps=30, guidance_scale=6.0, negative_prompt="dog")
+        latents = sample(pipe, num_inference_steps=30, guidance_scale=6.0, negative_prompt="dog")
     assert [timestep for timestep, _ in seen] == pytest.approx([1000, 937.5, 833.3333, 625], abs=1e-3)
 
     embeds = pipe.encode_prompt("a cat runs", do_classifier_free_guidance=False, max_sequence_length=8)[0]
-    latents, levels = seen[0][1], [*StepGrid().sigmas.tolist(), 0.0]
+    expected, levels = seen[0][1], [*StepGrid().sigmas.tolist(), 0.0]
     for level, following in zip(levels, levels[1:], strict=False):
         with torch.no_grad():
-            velocity = student(latents, torch.tensor([1000 * level]), embeds, return_dict=False)[0]
-        latents = euler(latents, velocity, level, following)
-    torch.testing.assert_close(found, latents, rtol=1e-4, atol=1e-5)
+            velocity = student(expected, torch.tensor([1000 * level]), embeds, return_dict=False)[0]
+        expected = euler(expected, velocity, level, following)
+    torch.testing.assert_close(latents, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_pipeline_still_is_what_it_was_for_diffusers(pipe, sample, full_file, tmp_path):
@@ -128,17 +129,18 @@ def test_a_file_that_is_no_safetensors_is_refused(pipe, full_file, tmp_path):
             SGMD(weights=tmp_path / name).apply(pipe)
 
 
-def test_pipelines_that_cannot_run_a_student_are_refused(pipe):
+def test_a_pipeline_with_two_experts_is_refused(pipe):
     pipe.transformer_2 = wan.tiny(seed=2)
     with pytest.raises(UnsupportedModelError, match="two experts"):
         SGMD().apply(pipe)
-    with pytest.raises(UnsupportedModelError, match="offloaded"):
-        SGMD().apply(meta(wan.tiny_pipeline()))
 
 
-def meta(pipe):
-    pipe.transformer.to("meta")
-    return pipe
+def test_a_student_is_told_by_its_own_scheduler(pipe):
+    grids = [StepGrid(), StepGrid(shift=3.0), StepGrid((1000, 500)), StepGrid((1000,))]
+    assert not any(is_student(pipe, grid) for grid in grids)
+    for grid in grids:
+        pipe.scheduler = grid.scheduler(stochastic=True)
+        assert [is_student(pipe, other) for other in grids] == [other is grid for other in grids]
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ from torch import Tensor
 
 Latent = Float[Tensor, "b *dims"]
 """``[B, C, F, H, W]`` for video; any dimensions after the batch."""
-Sigma = float | Float[Tensor, " b"]
-"""A noise level in [0, 1]: one number, one for each sample, or a tensor that broadcasts to the latents."""
+Sigma = float | Float[Tensor, "..."]
+"""A noise level in [0, 1]: one number, ``[b]`` with one for each sample, or a tensor that broadcasts to the latents."""
 TRAIN_STEPS = 1000
 """Timestep that a network sees at sigma 1."""
 _Level = TypeVar("_Level", float, Tensor)

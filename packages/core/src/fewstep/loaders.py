@@ -9,10 +9,11 @@ from typing import Any
 
 from . import families, plugins
 from .contract import Loaded, Weights
-from .errors import BadFileError, UnknownNameError
+from .data.weights import check_config, read_shapes
+from .errors import BadFileError, FewstepError, UnknownNameError
 
 
-def load(name: str, *, dtype: str = "float32", device: str = "cpu") -> Loaded:
+def load(name: str | os.PathLike, *, dtype: str = "float32", device: str = "cpu") -> Loaded:
     """Load a model by loader name, local folder or hub id. Never runs code that comes with a checkpoint.
 
     Args:
@@ -24,7 +25,7 @@ def load(name: str, *, dtype: str = "float32", device: str = "cpu") -> Loaded:
         UnknownNameError: nothing of that name; the message lists the nearest loaders.
         BadFileError: the folder holds no model, or its files are damaged.
     """
-    cards = plugins.loaders()
+    name, cards = os.fspath(name), plugins.loaders()
     if name in cards:
         return cards[name].load()(dtype=dtype, device=device)
     folder = Path(name).expanduser()
@@ -52,8 +53,11 @@ def from_folder(folder: Path, *, name: str, dtype: str, device: str, weights: We
         return _transformer(folder, name, torch_dtype, device, weights)
     except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise BadFileError(f"the model in {folder} is damaged ({error}); download or save it again") from error
-    except (OSError, ValueError, RuntimeError) as error:
-        raise BadFileError(f"{folder} cannot be loaded as a model: {str(error).splitlines()[0]}") from error
+    except FewstepError:
+        raise
+    except Exception as error:  # configurations and weights can be damaged in any way; the user needs one sentence
+        reason = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
+        raise BadFileError(f"{folder} cannot be loaded as a model ({reason}); download or save it again") from error
 
 
 def _transformer(folder: Path, name: str, dtype: Any, device: str, weights: Weights) -> Loaded:
@@ -61,6 +65,7 @@ def _transformer(folder: Path, name: str, dtype: Any, device: str, weights: Weig
 
     if not (folder / "config.json").exists():
         raise BadFileError(f"{folder} is not a model folder: it has neither config.json nor model_index.json")
+    check_config(_json(folder / "config.json"), read_shapes(folder), folder)
     if _model_type(folder) in families.BY_MODEL_TYPE:  # transformers reads these only with code of the folder
         from .families import llada_format
 
@@ -95,9 +100,9 @@ def _refuse_own_code(folder: Path) -> None:
     """
     from transformers import CONFIG_MAPPING
 
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    kind = config.get("model_type") if isinstance(config, dict) else None
-    if isinstance(config, dict) and config.get("auto_map") and kind not in CONFIG_MAPPING:
+    config = _json(folder / "config.json")
+    kind = config.get("model_type")
+    if config.get("auto_map") and kind not in CONFIG_MAPPING:
         raise BadFileError(
             f"{folder} is a {kind!r} model that needs code of its own folder (auto_map in config.json), which fewstep "
             "never runs; a model type that transformers has is needed"
@@ -128,18 +133,21 @@ def without_video(cls: type) -> Any:
     return type(cls.__name__, (cls,), {"get_attributes": classmethod(lambda _: parts), "__module__": cls.__module__})
 
 
+def _json(file: Path) -> dict[str, Any]:
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise BadFileError(f"{file} is damaged: it holds no JSON object")
+    return content
+
+
 def _model_type(folder: Path) -> str:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return str(config.get("model_type")) if isinstance(config, dict) else ""
+    return str(_json(folder / "config.json").get("model_type"))
 
 
 def _diffusers_class(folder: Path) -> str:
     """The class of a single network that diffusers saved (a VAE, a transformer); empty for other folders."""
     path = folder / "config.json"
-    if not path.exists():
-        return ""
-    config = json.loads(path.read_text(encoding="utf-8"))
-    return str(config.get("_class_name", "")) if isinstance(config, dict) else ""
+    return str(_json(path).get("_class_name", "")) if path.exists() else ""
 
 
 def _part(folder: Path, part: str, name: str, dtype: Any, device: str, weights: Weights) -> Loaded:
@@ -148,6 +156,7 @@ def _part(folder: Path, part: str, name: str, dtype: Any, device: str, weights: 
     cls = getattr(diffusers, part, None)
     if cls is None or not hasattr(cls, "from_pretrained"):
         raise BadFileError(f"{folder} asks for {part}, which diffusers does not have")
+    check_config(_json(folder / "config.json"), read_shapes(folder), folder)
     if os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS"):
         diffusers.utils.logging.disable_progress_bar()
     model, info = cls.from_pretrained(
@@ -170,7 +179,9 @@ def _has_processor(folder: Path) -> bool:
 def _pipeline(folder: Path, name: str, dtype: Any, device: str, weights: Weights) -> Loaded:
     import diffusers
 
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    index = _json(folder / "model_index.json")
+    for part in (folder / str(name) for name in index if (folder / str(name) / "config.json").is_file()):
+        check_config(_json(part / "config.json"), read_shapes(part), part)
     if os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS"):  # diffusers itself does not ask
         diffusers.utils.logging.disable_progress_bar()
     # diffusers saves a pipeline without a VAE, but loads it only when told so

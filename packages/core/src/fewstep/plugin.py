@@ -10,11 +10,10 @@ def fewstep_kernels():
             name="expert-mlp",
             summary="experts of a mixture on just the pairs of token and expert that are kept",
             target="fewstep.kernels.expert_mlp:KERNEL",
-            paper="2511.15690",
         ),
         Card(
             name="block-means",
-            summary="mean key of each run of tokens",
+            summary="mean of each run of consecutive tokens",
             target="fewstep.kernels.block_means:KERNEL",
         ),
         Card(
@@ -23,22 +22,14 @@ def fewstep_kernels():
             target="fewstep.kernels.block_sparse_attention:KERNEL",
         ),
         Card(
-            name="column-mass",
-            summary="attention that each key receives from a few query rows: the score of attention sinks",
-            target="fewstep.kernels.column_mass:KERNEL",
-            paper="2602.02159",
-        ),
-        Card(
             name="gathered-attention",
             summary="attention of a few query rows to selected keys, without expanding grouped heads",
             target="fewstep.kernels.gathered_attention:KERNEL",
-            paper="2602.02159",
         ),
         Card(
             name="causal-depthwise",
             summary="causal 3x3x3 convolution of each channel by itself, with history",
             target="fewstep.kernels.causal_depthwise:KERNEL",
-            paper="2602.19161",
         ),
         Card(
             name="rms-silu",
@@ -51,16 +42,19 @@ def fewstep_kernels():
             target="fewstep.kernels.upsample_conv:KERNEL",
         ),
         Card(
-            name="match-loss",
-            summary="losses between a sample and two clean predictions of it, fused with their gradient",
-            target="fewstep.kernels.match_loss:KERNEL",
-            paper="2605.30116",
+            name="mean-abs-difference",
+            summary="mean absolute difference of two tensors for each sample, in one pass",
+            target="fewstep.kernels.mean_abs_difference:KERNEL",
+        ),
+        Card(
+            name="weighted-residuals",
+            summary="mean squared distances to two references, fused with the gradient of their weighted sum",
+            target="fewstep.kernels.weighted_residuals:KERNEL",
         ),
         Card(
             name="unit-score",
-            summary="relevance of key blocks to a local query: unit means, head mean, max over units",
+            summary="score of key blocks for one query: unit means, head mean, max over units",
             target="fewstep.kernels.unit_score:KERNEL",
-            paper="2508.06447",
         ),
     ]
 

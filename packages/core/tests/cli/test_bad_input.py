@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROW = {
+ROW = {  # with its own provenance, as rows were stored once
     **dict.fromkeys(("task", "model", "method", "metric", "unit", "run", "device", "dtype", "commit", "command"), "x"),
     **{"value": 1.0, "weights": "random", "threads": 1, "versions": {}, "date": "2026-11-23T00:00:00+00:00"},
 }
@@ -65,6 +65,41 @@ def refused(run: subprocess.CompletedProcess, *parts: str) -> None:
 def test_wrong_words(fewstep, tmp_path, words, parts):
     refused(fewstep(*words), *parts)
     assert not (tmp_path / "results/walk.jsonl").exists()
+
+
+UNHEAVY = """
+import sys
+from fewstep.cli import main
+code = main({words})
+print(*({{"torch", "transformers", "diffusers", "numpy"}} & set(sys.modules)))
+sys.exit(code)
+"""
+RECIPES = """
+from fewstep.cards import Card, hookimpl
+@hookimpl
+def fewstep_recipes():
+    return [Card(name="steps", summary="some steps", target="x:X")]
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["bench", "skpi", "--model", "toy-net"], "no method is called 'skpi'"),
+        (["bench", "skip", "--model", "toy-nt"], "'toy-nt'"),
+        (["bench", "skip", "--model", "toy-net", "--task", "wlak"], "no task is called 'wlak'"),
+        (["bench", "skip", "--model", "toy-net", "--vs", "liar,lair"], "no method is called 'lair'"),
+        (["bench", "steps", "--task", "wlak"], "no task is called 'wlak'"),
+        (["bench", "steps", "--task", "walk", "--vs", "steps lam=0", "stpes lam=1"], "no recipe is called 'stpes'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_names_are_answered_without_importing_torch(environment, install, tmp_path, words, part):
+    site = install(tmp_path / "site", "steps", {"plugin.py": RECIPES})
+    command = [sys.executable, "-c", UNHEAVY.format(words=words)]
+    run = subprocess.run(command, cwd=tmp_path, env=environment(site), capture_output=True, text=True)
+    refused(run, part)
+    assert run.stdout == "\n"
 
 
 def test_wrong_exports(fewstep, tmp_path):
@@ -151,6 +186,16 @@ def test_a_quality_that_is_no_number_is_named_and_not_recorded(fewstep, tmp_path
     assert not (tmp_path / "results/walk.jsonl").exists()
 
 
+def test_a_dirty_checkout_is_refused_in_one_sentence(fewstep, tmp_path):
+    me = "-c", "user.name=me", "-c", "user.email=me@here"
+    for words in (["init", "-q"], [*me, "commit", "-qm", "one", "--allow-empty"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    (tmp_path / "code.py").write_text("1\n")
+    run = fewstep(*BENCH)
+    refused(run, "differ from commit", "--allow-dirty")
+    assert run.stdout == "" and not (tmp_path / "results").exists()
+
+
 def test_a_red_gate_gives_no_speed_up(fewstep, tmp_path):
     run = fewstep("bench", "liar", "--model", "toy-net", "--task.length", "8", "--repeats", "1")
     assert run.returncode == 1
@@ -159,11 +204,13 @@ def test_a_red_gate_gives_no_speed_up(fewstep, tmp_path):
     assert "forward speed-up" not in run.stdout
     rows = [json.loads(line) for line in (tmp_path / "results/walk.jsonl").read_text().splitlines()]
     assert {row["method"] for row in rows} == {"dense", "liar"}
-    assert all(row["baseline"] is None for row in rows)
+    assert all("baseline" not in row for row in rows)
 
 
-def interrupted(environment: dict[str, str], folder: Path, until: str, endless: int) -> tuple[int, str, str]:
-    """Exit code and output of a benchmark that gets SIGINT once it has printed a line holding `until`."""
+def interrupted(
+    environment: dict[str, str], folder: Path, until: str, endless: int, number: int = signal.SIGINT
+) -> tuple[int, str, str]:
+    """Exit code and output of a benchmark that gets a signal once it has printed a line holding `until`."""
     command = [sys.executable, "-m", "fewstep", *BENCH, "--endless", str(endless)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, cwd=folder, env=environment, **pipes) as process:
@@ -171,19 +218,20 @@ def interrupted(environment: dict[str, str], folder: Path, until: str, endless: 
         for line in process.stdout:
             said += line
             if until in line:
-                process.send_signal(signal.SIGINT)
+                process.send_signal(number)
                 break
         rest, errors = process.communicate()
     return process.returncode, said + rest, errors
 
 
-def test_ctrl_c_keeps_what_is_finished(environment, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_keeps_what_is_finished(environment, tmp_path, number):
     (tmp_path / "results").mkdir()
     (tmp_path / "results/walk.jsonl").write_text("")
-    code, said, errors = interrupted(environment(), tmp_path, "repeat 1: skip", endless=1)
+    code, said, errors = interrupted(environment(), tmp_path, "repeat 1: skip", endless=1, number=number)
     assert (code, errors) == (130, "fewstep: interrupted\n")
     rows = [json.loads(line) for line in (tmp_path / "results/walk.jsonl").read_text().splitlines()]
-    assert f"{len(rows)} rows of 1 finished pair added" in said
+    assert f"{len(rows)} rows of 1 finished repeat added" in said
     assert {row["method"] for row in rows} == {"dense", "skip"} and {row["params"]["repeats"] for row in rows} == {1}
     assert [row["metric"] for row in rows].count("forward_speedup") == 1
 
@@ -192,3 +240,29 @@ def test_ctrl_c_before_the_first_pair_leaves_nothing(environment, tmp_path):
     code, _, errors = interrupted(environment(), tmp_path, "warm-up: skip", endless=0)
     assert (code, errors) == (130, "fewstep: interrupted\n")
     assert list((tmp_path / "results").iterdir()) == []
+
+
+def test_text_that_the_terminal_cannot_show_is_replaced(environment, tmp_path):
+    command = [sys.executable, "-m", "fewstep", "list"]
+    env = environment(PYTHONIOENCODING="ascii")
+    listed = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True)
+    assert listed.returncode == 0 and b"toy-net" in listed.stdout
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_change_nothing(environment, tmp_path, closed):
+    command = f"{sys.executable} -m fewstep bench skpi {closed}"
+    ended = subprocess.run(command, shell=True, cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr
+
+
+def test_a_fault_inside_a_method_is_one_line_with_a_way_to_see_more(fewstep, install, tmp_path):
+    faulty = "class X:\n    def __init__(self): raise KeyError('lost')\n"
+    files = {
+        "plugin.py": CARDS.format(name="faulty").replace("x:X", "faulty.x:make"),
+        "x.py": "make = 1 / 0\n" + faulty,
+    }
+    site = install(tmp_path / "site", "faulty", files)
+    refused(fewstep("show", "faulty", sites=(site,)), "`fewstep show faulty` failed: ZeroDivisionError", "TRACEBACK=1")
+    shown = fewstep("show", "faulty", sites=(site,), FEWSTEP_TRACEBACK="1")
+    assert "Traceback" in shown.stderr and shown.returncode == 2

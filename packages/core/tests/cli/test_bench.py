@@ -11,6 +11,7 @@ import pytest
 import torch
 from fewstep import Applied, FewstepError, Loaded, Method
 from fewstep.bench import gate, timing
+from fewstep.bench.provenance import commit
 from fewstep.bench.rows import read
 from fewstep.bench.run import bench
 from fewstep.bench.settings import Event, Settings
@@ -50,7 +51,7 @@ class Double(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class Timed:
-    """Says it took as long as `takes` tells, by factor and seed; keeps a log of what ran."""
+    """A task whose seconds are those of `takes`, by factor and seed; keeps a log of its runs."""
 
     length: int = 4
     takes: dict[float, list[float]] = field(default_factory=lambda: {1.0: [1.0] * 9, 2.0: [0.5] * 9, 3.0: [0.25] * 9})
@@ -95,7 +96,7 @@ def loaded(weights="trained"):
 
 def measure(tmp_path, arms, task, *, weights="trained", **settings):
     events: list[Event] = []
-    options = Settings(results=tmp_path / "results", threads=1, **settings)
+    options = Settings(results=tmp_path / "results", threads=1, allow_dirty=True, **settings)
     return bench(loaded(weights), arms, task, "timed", options, events.append), events
 
 
@@ -125,7 +126,8 @@ def test_rows_hold_medians_spreads_and_pairwise_ratios(tmp_path):
     assert double["gap"].value > 0 and "gap" not in dense
     assert double["wait"].config == {"sizes": [3]} and dense["wait"].config == {}
     assert double["wait"].params["length"] == 4 and double["wait"].params["repeats"] == 3
-    assert len({row.run for row in rows}) == 1 and rows[0].versions["torch"] == torch.__version__
+    (run,) = {row.run for row in rows}
+    assert run.versions["torch"] == torch.__version__ and (run.hardware, run.weights) == ("cpu", "trained")
     assert read(tmp_path / "results") == rows
 
 
@@ -140,7 +142,8 @@ def test_the_model_and_the_threads_are_as_before(tmp_path):
     before, model = torch.get_num_threads(), loaded()
     torch.set_num_threads(2)
     try:
-        bench(model, {"double": Double()}, Timed(), "timed", Settings(results=tmp_path, threads=1, repeats=1))
+        settings = Settings(results=tmp_path, threads=1, repeats=1, allow_dirty=True)
+        bench(model, {"double": Double()}, Timed(), "timed", settings)
         assert torch.get_num_threads() == 2 and model.model.factor == 1.0
     finally:
         torch.set_num_threads(before)
@@ -215,8 +218,8 @@ def test_samples_are_written_with_their_files(tmp_path):
     (tmp_path / "cat.png").write_bytes(b"png")
     rows, _ = measure(tmp_path, {"double": Double()}, Timed(picture=str(tmp_path / "cat.png")), repeats=2)
     folder = tmp_path / "results/samples"
-    assert (folder / f"{rows[0].run}/1-1.png").read_bytes() == b"png"
-    assert f'"file": "{rows[0].run}/1-1.png"' in (folder / f"{rows[0].run}.json").read_text()
+    assert (folder / f"{rows[0].run.id}/1-1.png").read_bytes() == b"png"
+    assert f'"file": "{rows[0].run.id}/1-1.png"' in (folder / f"{rows[0].run.id}.json").read_text()
 
 
 @pytest.mark.parametrize(
@@ -225,8 +228,8 @@ def test_samples_are_written_with_their_files(tmp_path):
 def test_images_of_samples_are_written_as_files_of_their_kind(tmp_path, head, suffix):
     rows, _ = measure(tmp_path, {"double": Double()}, Timed(image=head + b"rest"), repeats=1)
     folder = tmp_path / "results/samples"
-    assert (folder / f"{rows[0].run}/0-1.{suffix}").read_bytes() == head + b"rest"
-    assert f'"file": "{rows[0].run}/0-1.{suffix}"' in (folder / f"{rows[0].run}.json").read_text()
+    assert (folder / f"{rows[0].run.id}/0-1.{suffix}").read_bytes() == head + b"rest"
+    assert f'"file": "{rows[0].run.id}/0-1.{suffix}"' in (folder / f"{rows[0].run.id}.json").read_text()
 
 
 def test_peak_memory_sees_what_is_freed_again():
@@ -240,18 +243,42 @@ def test_peak_memory_sees_what_is_freed_again():
     assert timing_out and peak.value - idle.value > 100_000_000
 
 
-def test_the_commit_says_whether_files_differ(tmp_path, monkeypatch):
+@pytest.fixture
+def checkout(tmp_path, monkeypatch) -> Path:
+    """The current directory: a checkout with one empty commit."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    results = Path("results")
-    assert timing.commit(results) == ""
     me = "-c", "user.name=me", "-c", "user.email=me@here"
     for words in (["init", "-q"], [*me, "commit", "-qm", "one", "--allow-empty"]):
         subprocess.run(["git", *words], check=True)
-    clean = timing.commit(results)
+    return tmp_path
+
+
+def test_the_commit_says_whether_files_differ(checkout):
+    results = Path("results")
+    clean = commit(results)
     assert len(clean) == 40
     results.mkdir()
     (results / "timed.jsonl").write_text("{}\n")
-    assert timing.commit(results) == clean
-    (tmp_path / "code.py").write_text("1\n")
-    assert timing.commit(results) == clean + "+dirty"
+    assert commit(results) == clean
+    (checkout / "code.py").write_text("1\n")
+    assert commit(results) == clean + "+dirty"
+
+
+def test_without_a_checkout_there_is_no_commit(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert commit(Path("results")) == ""
+
+
+def test_a_dirty_checkout_is_refused_before_anything_runs_unless_asked_for(checkout):
+    (checkout / "code.py").write_text("1\n")
+    task, settings = Timed(), Settings(results=Path("results"), threads=1, repeats=1)
+    with pytest.raises(FewstepError, match="differ from commit .*: commit them first, or pass --allow-dirty"):
+        bench(loaded(), {"double": Double()}, task, "timed", settings)
+    assert task.log == [] and not Path("results").exists()
+    rows = bench(loaded(), {"double": Double()}, task, "timed", replace(settings, allow_dirty=True))
+    assert all(row.run.dirty for row in rows)
+    (checkout / "code.py").unlink()
+    rows = bench(loaded(), {"double": Double()}, task, "timed", settings)
+    assert not any(row.run.dirty for row in rows)

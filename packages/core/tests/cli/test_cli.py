@@ -88,23 +88,25 @@ def test_a_list_of_numbers_is_an_arm_for_each(fewstep, tmp_path):
 
 
 def test_bench_measures_shows_and_records(fewstep, tmp_path):
-    run = fewstep("bench", "skip", "--model", "toy-net", "--keep", "0.25", "--task.length", "64", "--vs", "dense,skip",
-                  "--repeats", "2", "--threads", "1", "--seed", "5")  # fmt: skip
-    assert (run.returncode, run.stderr) == (0, "")
-    assert "gate: skip keep=0.25 at its identity setting equals dense: green" in run.stdout
-    assert "[11/11] repeat 2: skip: forward" in run.stdout and "speed-up" in run.stdout
+    done = fewstep("bench", "skip", "--model", "toy-net", "--keep", "0.25", "--task.length", "64", "--vs", "dense,skip",
+                   "--repeats", "2", "--threads", "1", "--seed", "5")  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "gate: skip keep=0.25 at its identity setting equals dense: green" in done.stdout
+    assert "[11/11] repeat 2: skip: forward" in done.stdout and "speed-up" in done.stdout
     rows = [json.loads(line) for line in (tmp_path / "results/walk.jsonl").read_text().splitlines()]
     ratio = next(row for row in rows if row["metric"] == "forward_speedup" and row["config"] == {"keep": 0.25})
-    assert ratio["baseline"] == "dense-eager-float32" and ratio["unit"] == "x" and ratio["threads"] == 1
+    (run,) = [json.loads(line) for line in (tmp_path / "results/runs.jsonl").read_text().splitlines()]
+    assert ratio["baseline"] == "dense-eager-float32" and ratio["unit"] == "x" and run["threads"] == 1
     assert ratio["params"] == {"length": 64, "endless": -1, "nan": -1, "seed": 5, "repeats": 2}
-    assert ratio["command"].startswith("fewstep bench skip --model toy-net --keep 0.25")
-    assert {row["run"] for row in rows} == {ratio["run"]} and ratio["versions"]["toy"] == "1.0"
+    assert run["command"].startswith("fewstep bench skip --model toy-net --keep 0.25")
+    assert {row["run"] for row in rows} == {run["id"]} and run["versions"]["toy"] == "1.0"
     samples = json.loads((tmp_path / f"results/samples/{ratio['run']}.json").read_text())
     assert list(samples["arms"]) == ["dense", "skip keep=0.25", "skip"]
     shown = fewstep("show", "skip").stdout
     assert "measured" in shown and "skip keep=0.25" in shown
-    report = fewstep("report")
+    report = fewstep("report", "--archive")
     assert report.returncode == 0 and "| skip keep=0.25 |" in report.stdout
+    assert report.stdout.startswith("moved 0 rows to results/archive\n")
 
 
 def test_bench_measures_more_settings_in_the_same_run(fewstep, tmp_path):

@@ -62,9 +62,9 @@ def test_two_processes_equal_one(forks, alone, tmp_path, kind, parallel):
     ended = forks.ranks(2, "--out", tmp_path / "run", "--parallel", parallel, *EXTRA[kind])
     assert [one.code for one in ended] == [0, 0], ended[0].said + ended[1].said
     assert ended[1].said == ""
-    found, expected = log(tmp_path / "run"), log(alone[kind])
-    assert len(found) == len(expected) == 4
-    for one, other in zip(found, expected, strict=True):
+    lines, expected = log(tmp_path / "run"), log(alone[kind])
+    assert len(lines) == len(expected) == 4
+    for one, other in zip(lines, expected, strict=True):
         assert one.keys() == other.keys()
         assert one["student/exit"] == other["student/exit"]
         for key in one.keys() - {"seconds"}:
@@ -119,6 +119,7 @@ def test_a_disk_that_is_full_for_one_rank_stops_both(forks, tmp_path):
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-00000002"]
 
 
+@pytest.mark.slow
 def test_torchrun(forks, tmp_path):
     """The command that users type."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "fewstep"]

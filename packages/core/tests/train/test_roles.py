@@ -27,15 +27,14 @@ def test_a_role_predicts_what_its_network_does_at_the_exact_timestep():
     assert torch.equal(role.velocity(noisy, sigma, cond), expected)
     assert torch.equal(role.velocity(noisy, 0.9375, cond), role.velocity(noisy, torch.full((3,), 0.9375), cond))
     assert not torch.equal(role.velocity(noisy, 0.9375, cond), role.velocity(noisy, 0.938, cond))
-    clean = flow.x0_from_velocity(noisy, expected, sigma)
-    assert torch.equal(role.x0(noisy, sigma, cond), clean)
+    assert torch.equal(role.x0(noisy, sigma, cond), flow.x0_from_velocity(noisy, expected, sigma))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_predictions_are_at_least_float32(dtype):
     noisy, sigma, cond = inputs()
-    found = Role(wan.tiny().to(dtype)).velocity(noisy, sigma, cond)
-    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    velocity = Role(wan.tiny().to(dtype)).velocity(noisy, sigma, cond)
+    assert velocity.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
 
 
 @pytest.mark.filterwarnings("ignore:Mismatch dtype")
@@ -75,8 +74,8 @@ def test_conditions_may_be_tuples_of_tensors():
     uncond = Texts(torch.zeros(1, 5, 8), torch.zeros(1), torch.zeros(1, dtype=torch.int64))
     with_prompt = role.velocity(noisy, sigma, cond)
     without = role.velocity(noisy, sigma, each(lambda one: one.expand(3, *one.shape[1:]), uncond))
-    found = guided(role, noisy, sigma, cond, uncond, 3.0)
-    torch.testing.assert_close(found, without + 3 * (with_prompt - without))
+    both = guided(role, noisy, sigma, cond, uncond, 3.0)
+    torch.testing.assert_close(both, without + 3 * (with_prompt - without))
 
 
 def test_student_and_critic_start_as_the_teacher():
@@ -143,11 +142,11 @@ def test_a_student_gradient_through_the_critic_equals_that_of_separate_networks(
 
     shared, other = make(), make()
     separate = type(shared)(student=shared.student, critic=other.critic)
-    found = gradients(shared)
+    actual = gradients(shared)
     shared.zero_grad()
     expected = gradients(separate)
     for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(actual[name], gradient, rtol=1e-4, atol=1e-7)
     assert any(gradient.abs().sum() > 0 for gradient in expected.values())
 
 
@@ -165,8 +164,8 @@ def test_recomputed_activations_give_the_same_gradients(roles):
     expected = gradients()
     for network in roles.networks():
         network.enable_gradient_checkpointing(adapters.checkpointed(network))
-    for found, exact in zip(gradients(), expected, strict=True):
-        torch.testing.assert_close(found, exact)
+    for recomputed, exact in zip(gradients(), expected, strict=True):
+        torch.testing.assert_close(recomputed, exact)
 
 
 def test_an_unknown_role_is_named(roles):

@@ -25,7 +25,7 @@ def psnr(found: Tensor, wanted: Tensor) -> float:
 def ssim(found: Clip, wanted: Clip) -> Tensor:
     """Mean structural similarity of frames: a Gaussian window of 11 pixels, no padding (Wang et al. 2004).
 
-    Frames with fewer than 11 rows or columns are padded by reflection of their edge pixels.
+    Frames with fewer than 11 rows or columns are padded by repetition of their edge pixels.
     """
     x, y = (_images(clip) for clip in (found, wanted))
     kernel = _gaussian(x.dtype).to(x.device)
@@ -38,7 +38,7 @@ def ssim(found: Clip, wanted: Clip) -> Tensor:
     return (top / ((mean_x**2 + mean_y**2 + first) * (var_x + var_y + second))).mean()
 
 
-def _images(clip: Clip) -> Float[Tensor, "n 1 h w"]:
+def _images(clip: Clip) -> Float[Tensor, "n 1 H W"]:
     images = clip.transpose(1, 2).flatten(0, 2)[:, None]
     down, right = (max(0, WINDOW - size) for size in images.shape[2:])
     return F.pad(images, (0, right, 0, down), mode="replicate") if down or right else images

@@ -28,7 +28,10 @@ def conv3d_to_dw(weight: Kernel3d) -> tuple[Float[Tensor, "c 1 3 3 3"], Float[Te
 
 
 def fit_separable(
-    x: Sequence[Frames], y: Sequence[Frames], depthwise: Float[Tensor, "c 1 3 3 3"], sweeps: int = 3
+    x: Sequence[Float[Tensor, "_ _ c _ _"]],
+    y: Sequence[Float[Tensor, "_ _ o _ _"]],
+    depthwise: Float[Tensor, "c 1 3 3 3"],
+    sweeps: int = 3,
 ) -> tuple[Float[Tensor, "c 1 3 3 3"], Float[Tensor, "o c 1 1 1"], Float[Tensor, " o"]]:
     """Depthwise and pointwise kernels, and a bias, whose causal convolution of `x` comes close to `y`.
 
@@ -72,7 +75,7 @@ def _patches(x: Sequence[Frames], channel: int) -> Float[Tensor, "n 27"]:
     return torch.cat(found).double()
 
 
-def conv3d_to_2d(weight: Kernel3d, first: bool = False) -> Float[Tensor, "o c 3 3"]:
+def conv3d_to_2d(weight: Float[Tensor, "o c t h w"], first: bool = False) -> Float[Tensor, "o c h w"]:
     """One kernel for each frame by itself.
 
     The sum over time is exact on a video that stands still, from the third frame on; with ``first`` the last frame of

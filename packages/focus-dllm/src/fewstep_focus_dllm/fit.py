@@ -13,12 +13,11 @@ from fewstep.contract import Loaded
 from fewstep.data import texts
 from fewstep.errors import BadFileError
 from fewstep.families import masked_lm
-from fewstep.kernels.column_mass import column_mass
 from jaxtyping import Int
 from rich.progress import Progress, TimeRemainingColumn
 from torch import Tensor
 
-from .attend import Full
+from .attend import Full, attend_and_weigh
 from .confidence import coverage
 from .decoder import Caching
 from .decoding import Decoding
@@ -43,7 +42,8 @@ class Masses(Full):
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         state = self.decoder.state
         rows = query[:, :, state.block.start : state.block.end]
-        mass = column_mass(rows, key, key_mask=self.allowed, scale=scale)[0, : state.prompt]
+        equal = rows.new_full((len(rows), rows.shape[2]), 1 / rows.shape[2], dtype=torch.float32)
+        mass = attend_and_weigh(rows, key, value, self.allowed, scale, equal)[1][0, : state.prompt]
         count = min(self.decoder.sinks, max(1, state.prompt // 4))  # all positions of a prompt would agree
         self.decoder.found.setdefault(layer, []).append(set(mass.topk(count).indices.tolist()))
         return super().attend(layer, query, key, value, scale)

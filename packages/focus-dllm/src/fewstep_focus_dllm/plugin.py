@@ -1,4 +1,4 @@
-"""Cards of Focus-dLLM, its peers and the tasks of masked diffusion language models."""
+"""Cards of Focus-dLLM, its baselines and the tasks of masked diffusion language models."""
 
 from fewstep.cards import Card, hookimpl
 
@@ -21,35 +21,39 @@ def fewstep_methods():
         ),
         Card(
             name="fast-dllm",
-            summary="block-wise key-value cache of a diffusion LM, prefix or dual (peer)",
+            summary="block-wise key-value cache of a diffusion LM, prefix or dual",
             target="fewstep_focus_dllm.peers:FastDLLM",
             paper="2505.22618",
             models=_FAMILIES,
             run=ask,
+            role="baseline",
         ),
         Card(
             name="fast-dllm-published",
-            summary="the dual cache with un-rotated keys, all rotated at each step, as published (peer)",
+            summary="the dual cache with un-rotated keys, all rotated at each step, as published",
             target="fewstep_focus_dllm.peers:FastDLLMPublished",
             paper="2505.22618",
             models=_FAMILIES,
             run=ask,
+            role="baseline",
         ),
         Card(
             name="sparse-dllm",
-            summary="evict cached tokens that a block does not need, once a block (peer)",
+            summary="evict cached tokens that a block does not need, once a block",
             target="fewstep_focus_dllm.peers:SparseDLLM",
             paper="2508.02558",
             models=_FAMILIES,
             run=ask,
+            role="baseline",
         ),
         Card(
             name="vanilla",
-            summary="diffusion decoding as LLaDA published it: everything, and logits of all rows, at each step (peer)",
+            summary="diffusion decoding as LLaDA published it: everything, and logits of all rows, at each step",
             target="fewstep_focus_dllm.peers:Vanilla",
             paper="2502.09992",
             models=_FAMILIES,
             run=ask,
+            role="baseline",
         ),
     ]
 

@@ -54,7 +54,7 @@ def block_relevance(
     return F.pad(score, (0, missing), value=-torch.inf).view(-1, units).amax(1)
 
 
-def top_blocks(relevance: Float[Tensor, " n"], count: int) -> Int[Tensor, " k"]:
+def top_blocks(relevance: Float[Tensor, " n"] | Int[Tensor, " n"], count: int) -> Int[Tensor, " k"]:
     """The `count` most relevant blocks, the most relevant first."""
     return relevance.topk(count).indices
 

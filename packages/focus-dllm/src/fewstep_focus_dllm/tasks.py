@@ -24,8 +24,8 @@ from .generation import Output
 from .method import generation, keeps_cache
 from .state import Stats
 
-BESIDE = {"generate": ("fast-dllm", "fast-dllm-published"), "cached_step": ("fast-dllm",)}
-"""Other arms that times are compared with, besides vanilla decoding."""
+EXTRA_BASELINES = {"generate": ("fast-dllm", "fast-dllm-published"), "cached_step": ("fast-dllm",)}
+"""Arms that times are compared with besides vanilla decoding, by time."""
 
 
 def seconds(stats: Stats) -> dict[str, float]:
@@ -55,7 +55,7 @@ def counts(stats: Stats, config: Any, tokens: int, full_steps: int) -> dict[str,
 class Latency:
     """Seconds of a response behind a prompt of random tokens; vanilla decoding is extrapolated from a few steps."""
 
-    beside: ClassVar[Mapping[str, tuple[str, ...]]] = BESIDE
+    extra_baselines: ClassVar[Mapping[str, tuple[str, ...]]] = EXTRA_BASELINES
 
     length: int = 8192
     """Tokens of the prompt."""
@@ -98,7 +98,7 @@ class Latency:
 class Retrieval:
     """Look up the values of keys in a prompt of records (a model such as ``wired-recall``): the truth is known."""
 
-    beside: ClassVar[Mapping[str, tuple[str, ...]]] = BESIDE
+    extra_baselines: ClassVar[Mapping[str, tuple[str, ...]]] = EXTRA_BASELINES
 
     length: int = 1024
     """Tokens of the prompt."""
@@ -146,7 +146,7 @@ class Retrieval:
 class Agreement:
     """Continue a real text and compare with vanilla decoding, token by token and by vanilla's own judgement."""
 
-    beside: ClassVar[Mapping[str, tuple[str, ...]]] = BESIDE
+    extra_baselines: ClassVar[Mapping[str, tuple[str, ...]]] = EXTRA_BASELINES
 
     length: int = 384
     """Tokens of the prompt."""

@@ -1,4 +1,6 @@
-"""Cards of MoDES, its ablations and peers, and of the task and model that time them."""
+"""Cards of MoDES, its ablations and baselines, and of the task and model that time them."""
+
+from typing import Literal
 
 from fewstep.cards import Card, hookimpl
 
@@ -8,10 +10,11 @@ _FAMILIES = (
     *("Qwen3VLMoeForConditionalGeneration", "InternVLForConditionalGeneration", "DeepseekV3ForCausalLM"),
     *("Qwen3MoeForCausalLM", "OlmoeForCausalLM", "MixtralForCausalLM", "GptOssForCausalLM"),
 )
+Role = Literal["method", "baseline", "ablation"]
 _ASK = "fewstep.families.vlm:Ask"
 
 
-def _card(name: str, summary: str, target: str, paper: str | None, fit: str | None) -> Card:
+def _card(name: str, summary: str, target: str, paper: str | None, fit: str | None, role: Role = "method") -> Card:
     return Card(
         name=name,
         summary=summary,
@@ -21,6 +24,7 @@ def _card(name: str, summary: str, target: str, paper: str | None, fit: str | No
         run=_ASK,
         fit=f"fewstep_modes.fit:{fit}" if fit else None,
         show="fewstep_modes.method:describe",
+        role=role,
     )
 
 
@@ -34,14 +38,16 @@ def fewstep_methods():
             "2511.15690",
             "FitMoDES",
         ),
-        _card("dmt", "MoDES without layer importance (ablation)", "method:DMT", None, "FitDMT"),
-        _card("gmlg", "MoDES with one threshold (ablation)", "method:GMLG", None, "FitGMLG"),
-        _card("single", "one threshold on routing weights (ablation)", "method:Single", None, "FitSingle"),
-        _card("reduce-k", "fewer experts for every token (peer)", "baselines:ReduceK", None, "FitReduceK"),
-        _card("naee", "drop the light tail of a token's experts (peer)", "baselines:NAEE", "2402.14800", "FitNAEE"),
-        _card("mc-moe", "NAEE with protection of tokens (peer)", "baselines:MCMoE", "2410.06270", "FitMCMoE"),
+        _card("dmt", "MoDES without layer importance", "method:DMT", None, "FitDMT", "ablation"),
+        _card("gmlg", "MoDES with one threshold", "method:GMLG", None, "FitGMLG", "ablation"),
+        _card("single", "one threshold on routing weights", "method:Single", None, "FitSingle", "ablation"),
+        _card("reduce-k", "fewer experts for every token", "baselines:ReduceK", None, "FitReduceK", "baseline"),
         _card(
-            "reap", "remove the experts that contribute least (static peer)", "baselines:REAP", "2510.13999", "FitREAP"
+            "naee", "drop the light tail of a token's experts", "baselines:NAEE", "2402.14800", "FitNAEE", "baseline"
+        ),
+        _card("mc-moe", "NAEE with protection of tokens", "baselines:MCMoE", "2410.06270", "FitMCMoE", "baseline"),
+        _card(
+            "reap", "remove the experts that contribute least", "baselines:REAP", "2510.13999", "FitREAP", "baseline"
         ),
         _card("skip-policy", "a policy that another package registers", "baselines:Registered", None, None),
     ]

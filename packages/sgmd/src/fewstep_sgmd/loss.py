@@ -6,10 +6,11 @@ clean prediction at ``x_s``, and ``n = mean |x - T|`` for each sample. The stude
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple, get_args
 
-from fewstep.kernels.match_loss import Matched, carry, match_loss
-from fewstep.kernels.match_loss.naive import EPSILON, match_weights
+import torch
+from fewstep.kernels.mean_abs_difference import mean_abs_difference
+from fewstep.kernels.weighted_residuals import weighted_residuals, with_gradient
 from jaxtyping import Float
 from torch import Tensor
 
@@ -18,6 +19,39 @@ Clean = Float[Tensor, "b ..."]
 Level = Float[Tensor, " b"]
 BINS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
 """Edges of the noise levels that the slope is reported for."""
+EPSILON = 1e-8
+"""Added to the normaliser and the least `sigma` that a weight is divided by."""
+
+
+class Matched(NamedTuple):
+    """Terms of `student_losses` for each sample; nothing of it is differentiable."""
+
+    normaliser: Float[Tensor, " b"]
+    """``n``, the mean of ``|x - T|``."""
+    gap: Float[Tensor, " b"]
+    """``mean (u - T)^2``."""
+    residual: Float[Tensor, " b"]
+    """``1/2 w_N mean (x - u)^2``; the negative residual is minus this."""
+    gradient: Float[Tensor, "b ..."]
+    """Of ``L_Fisher + lam L_NR`` with respect to the critic's prediction."""
+
+
+def match_weights(
+    sigma: Level, normaliser: Float[Tensor, " b"], weights: Weights
+) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+    """Weights ``(w_F, w_N)`` of the Fisher and the residual loss.
+
+    ``official``, as the released code has them: ``w_F = 1 / (n + 1e-8)``, ``w_N = 1 / sigma``. ``paper``:
+    ``w_F = (1 - sigma)^2 / sigma^4``, which makes the squared difference of scores, and ``w_N = 1``.
+
+    Raises:
+        ValueError: `weights` has no such name.
+    """
+    if weights == "official":
+        return 1 / (normaliser + EPSILON), 1 / sigma.clamp(min=EPSILON)
+    if weights == "paper":
+        return ((1 - sigma) / sigma.square()).square(), torch.ones_like(sigma)
+    raise ValueError(f"unknown weights {weights!r}; supported: {', '.join(get_args(Weights))}")
 
 
 def student_losses(
@@ -27,18 +61,24 @@ def student_losses(
 
         L_Fisher = 1/2 w_F mean (u - T)^2          L_NR = -1/2 w_N mean (sg[x] - u)^2
 
-    ``official`` weights are ``w_F = 1 / (n + 1e-8)``, ``w_N = 1 / sigma``; of the ``paper`` 1 for the residual and
-    ``(1 - sigma)^2 / sigma^4``, which makes the squared difference of scores. ``lam = 0`` is TSG-Fisher.
+    with the weights of `match_weights`. ``lam = 0`` is TSG-Fisher; with official weights its gradient with respect to
+    ``u`` is that of DMD2 (arXiv 2405.14867) with respect to ``x``.
 
     Returns:
-        The parts, whose sum has the right value and gradient (all of it sits on ``fisher``), and what was found for
-        each sample, for `figures`.
+        The parts, whose sum has the right value and gradient (all of it sits on ``fisher``), and the terms of each
+        sample, for `figures`.
+
+    Raises:
+        ValueError: shapes do not fit, or `weights` has no such name, in one sentence.
     """
-    found = match_loss(x, u, teacher, sigma, lam=lam, weights=weights)
-    parts = {"fisher": carry(found.fisher.mean(), found.gradient, u)}
+    normaliser = mean_abs_difference(x, teacher)
+    w_f, w_n = match_weights(sigma.to(normaliser), normaliser, weights)
+    gap, tracking, gradient = weighted_residuals(u, teacher, x, w_f, -lam * w_n)
+    matched = Matched(normaliser, gap, w_n * tracking / 2, gradient)
+    parts = {"fisher": with_gradient((w_f * gap / 2).mean(), gradient, u)}
     if lam:
-        parts["negative_residual"] = -lam * found.residual.mean()
-    return parts, found
+        parts["negative_residual"] = -lam * matched.residual.mean()
+    return parts, matched
 
 
 def critic_loss(
@@ -70,17 +110,15 @@ def sid_loss(x: Clean, u: Clean, teacher: Clean, *, alpha: float = 1.0) -> Float
     return (gap * ((teacher - x) - alpha * gap) / (normaliser + EPSILON)).mean()
 
 
-def figures(found: Matched, sigma: Level, weights: Weights) -> dict[str, Float[Tensor, ""]]:
-    """What is worth logging of a student step and comparable between objectives; found on the device, no gradient.
+def figures(matched: Matched, sigma: Level) -> dict[str, Float[Tensor, ""]]:
+    """Numbers of a student step that are worth logging and comparable between objectives; on the device, no gradient.
 
     ``dmd2`` is the loss of DMD2, ``1/2 mean ((u - T) / n)^2``; ``residual`` is ``1/2 w_N mean (x - u)^2``;
     ``slope[0.25-0.5]`` is ``mean |dL/du|`` of the samples of these noise levels, times the number of all elements.
     """
-    w_f, _ = match_weights(sigma, found.normaliser, weights)
-    gap = 2 * found.fisher / w_f.clamp(min=1e-30)
-    dmd2 = (gap / (found.normaliser + EPSILON).square() / 2).mean()
-    numbers = {"dmd2": dmd2, "residual": found.residual.mean(), "normaliser": found.normaliser.mean()}
-    slope = found.gradient.abs().flatten(1).mean(1) * found.gradient.numel()
+    dmd2 = (matched.gap / (matched.normaliser + EPSILON).square() / 2).mean()
+    numbers = {"dmd2": dmd2, "residual": matched.residual.mean(), "normaliser": matched.normaliser.mean()}
+    slope = matched.gradient.abs().flatten(1).mean(1) * matched.gradient.numel()
     for low, high in zip(BINS, BINS[1:], strict=False):
         inside = (sigma > low) & (sigma <= high)
         numbers[f"slope[{low:g}-{high:g}]"] = slope.where(inside, 0.0).sum() / inside.sum()  # NaN where none is

@@ -12,7 +12,7 @@ def fewstep_methods():
             target="fewstep_sgmd.method:SGMD",
             paper="2605.30116",
             models=("WanPipeline",),
-            run="fewstep_sgmd.generate:Generate",
+            run="fewstep_sgmd.inputs:VideoInputs",
         )
     ]
 
@@ -30,10 +30,11 @@ def fewstep_recipes():
         ),
         Card(
             name="dmd2-digits",
-            summary="DMD2 on moving digits, five critic updates for each of the student: the baseline",
+            summary="DMD2 on moving digits, five critic updates for each of the student",
             target=f"{where}:dmd2_digits",
             paper="2405.14867",
             models=wan,
+            role="baseline",
         ),
         Card(
             name="tsg-fisher-digits",
@@ -41,6 +42,7 @@ def fewstep_recipes():
             target=f"{where}:tsg_fisher_digits",
             paper="2605.30116",
             models=wan,
+            role="ablation",
         ),
         Card(
             name="sid-digits",
@@ -48,6 +50,7 @@ def fewstep_recipes():
             target=f"{where}:sid_digits",
             paper="2404.04057",
             models=wan,
+            role="baseline",
         ),
         Card(
             name="sgmd-wan-1.3b",
@@ -60,6 +63,13 @@ def fewstep_recipes():
             name="sgmd-wan-14b",
             summary="the official SGMD recipe for Wan2.1-T2V-14B",
             target=f"{where}:sgmd_wan_14b",
+            paper="2605.30116",
+            models=wan,
+        ),
+        Card(
+            name="sgmd-wan-5b",
+            summary="the official SGMD recipe for Wan2.2-TI2V-5B, from prompts alone",
+            target=f"{where}:sgmd_wan_5b",
             paper="2605.30116",
             models=wan,
         ),

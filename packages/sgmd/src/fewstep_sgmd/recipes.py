@@ -1,4 +1,4 @@
-"""Training runs: SGMD on the digits of the zoo and on Wan, and the arms that it is compared with."""
+"""Training recipes: SGMD on the digits of the zoo and on Wan, with its baselines and ablations."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from fewstep import hub
+from fewstep.families import wan
 from fewstep.train.distillation import Distillation
 from fewstep.train.objective import Objective
 from fewstep.train.optim import AdamW
@@ -21,36 +22,39 @@ from .objective import Diversity, SGMDObjective, SiD, check_ratio
 DIGITS_PROMPTS = Path(__file__).with_name("prompts") / "digits.txt"
 """Prompts of moving digits; three in ten of those that name a speed are fast."""
 
+NEGATIVE = "镜头晃动，" + wan.NEGATIVE
+"""Negative prompt of the official recipes: against a shaking camera, then the one that Wan was released with."""
+
 
 @dataclass(frozen=True, kw_only=True)
-class Student(Distillation):
-    """What all of these leave: a folder that diffusers loads, and that `SGMD.from_pretrained` loads too."""
+class StudentRecipe(Distillation):
+    """Distillation that leaves a folder for diffusers and for `SGMD.from_pretrained`."""
 
     def method(self) -> SGMD:
-        """How the student is used; its weights stay where they are saved."""
+        """The method that runs the student in the job's own pipeline."""
         return SGMD(steps=self.raw_steps, shift=self.shift, size=(self.frames, self.height, self.width))
 
     def finish(self, job: Job, network: torch.nn.Module, folder: Path) -> None:
         super().finish(job, network, folder)
-        whole, lora = "transformer/diffusion_pytorch_model.safetensors", "pytorch_lora_weights.safetensors"
-        hub.save(self.method(), folder, files={"weights": lora if self.lora_rank else whole})
+        full, lora = "transformer/diffusion_pytorch_model.safetensors", "pytorch_lora_weights.safetensors"
+        hub.save(self.method(), folder, files={"weights": lora if self.lora_rank else full})
 
     def what_is_saved(self) -> str:
         return f"{super().what_is_saved()}; SGMD.from_pretrained loads it too"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SGMDRecipe(Student):
+class SGMDRecipe(StudentRecipe):
     """SGMD (arXiv:2605.30116): one critic update for each student update; ``lam=0`` is TSG-Fisher."""
 
     critic_updates: int = 1
     """Critic updates for each student update; more than 1 only with ``lam=0``."""
     lam: float = 0.1
     """Share of the negative residual: more of it holds samples closer to what the critic explains, with less motion."""
-    weights: Weights = "official"
+    weighting: Weights = "official"
     """``official``, or ``paper``: the plain score difference, dangerous at low noise."""
     fake_sample: Literal["fresh", "shared"] = "fresh"
-    """What the critic learns from: a rollout of its own, or the student's sample of this step, which saves one."""
+    """Data of the critic: a rollout of its own, or the student's sample of this step, which saves one."""
     ts_schedule: bool = False
     """Compare only above the noise level of the step that follows the exit step."""
     ts_schedule_max: bool = False
@@ -60,7 +64,7 @@ class SGMDRecipe(Student):
     diversity_anchor: int = 5
     """Steps of the teacher that it follows."""
     diversity_steps: int = 30
-    """Steps of the teacher's whole way."""
+    """Steps of the teacher from noise to data."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,7 +75,7 @@ class SGMDRecipe(Student):
         return SGMDObjective(
             **self.shared(roles),
             lam=self.lam,
-            weights=self.weights,
+            weighting=self.weighting,
             fake_sample=self.fake_sample,
             ts_schedule=self.ts_schedule,
             ts_schedule_max=self.ts_schedule_max,
@@ -80,8 +84,8 @@ class SGMDRecipe(Student):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SiDRecipe(Student):
-    """Score identity distillation (arXiv:2404.04057) in the same loop, a peer of SGMD."""
+class SiDRecipe(StudentRecipe):
+    """Score identity distillation (arXiv:2404.04057) in the same loop, a baseline."""
 
     critic_updates: int = 1
     """Critic updates for each student update."""
@@ -95,7 +99,7 @@ class SiDRecipe(Student):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DMD2Student(Student):
+class DMD2StudentRecipe(StudentRecipe):
     """DMD2 (arXiv:2405.14867), the baseline: five critic updates for each student update."""
 
 
@@ -116,7 +120,7 @@ DIGITS: dict[str, Any] = {
     "sample_every": 100,
     "show": 8,
 }
-"""What all arms on moving digits share; a frame count of 21 and 128 pixels are 6 latent frames of 16 pixels."""
+"""Fields that all arms on moving digits share; 21 frames of 128 pixels are 6 latent frames of 16 pixels."""
 
 
 def sgmd_digits() -> SGMDRecipe:
@@ -130,13 +134,13 @@ def tsg_fisher_digits() -> SGMDRecipe:
 
 
 def sid_digits() -> SiDRecipe:
-    """SiD on moving digits, one to one and with the teacher detached: TSG-SIM as we take it to be."""
+    """SiD on moving digits, one to one and with the teacher detached, which we take TSG-SIM to be."""
     return SiDRecipe(**DIGITS)
 
 
-def dmd2_digits() -> DMD2Student:
+def dmd2_digits() -> DMD2StudentRecipe:
     """DMD2 on moving digits; ``--critic-updates 1`` is its one-to-one arm."""
-    return DMD2Student(**DIGITS)
+    return DMD2StudentRecipe(**DIGITS)
 
 
 def sgmd_wan_1_3b() -> SGMDRecipe:
@@ -144,6 +148,7 @@ def sgmd_wan_1_3b() -> SGMDRecipe:
     return SGMDRecipe(
         teacher="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
         prompts=Path("prompts.txt"),
+        negative=NEGATIVE,
         steps=1000,
         batch=2,
         precision="bfloat16",
@@ -156,3 +161,9 @@ def sgmd_wan_14b() -> SGMDRecipe:
     """The official recipe for Wan2.1-T2V-14B."""
     large = {"teacher": "Wan-AI/Wan2.1-T2V-14B-Diffusers", "steps": 5000, "batch": 1, "accumulate": 4}
     return replace(sgmd_wan_1_3b(), **large, diversity=0.0)
+
+
+def sgmd_wan_5b() -> SGMDRecipe:
+    """The official recipe for Wan2.2-TI2V-5B, from prompts alone."""
+    video = {"frames": 121, "height": 704, "width": 1280}
+    return replace(sgmd_wan_14b(), teacher="Wan-AI/Wan2.2-TI2V-5B-Diffusers", **video)

@@ -1,4 +1,4 @@
-"""Cards of SlimInfer, its peers and the long-prompt tasks."""
+"""Cards of SlimInfer, its baselines and the long-prompt tasks."""
 
 from fewstep.cards import Card, hookimpl
 
@@ -20,19 +20,21 @@ def fewstep_methods():
         ),
         Card(
             name="lazy-llm",
-            summary="drop single prompt tokens by the last token's attention (peer)",
+            summary="drop single prompt tokens by the last token's attention",
             target="fewstep_slim_infer.peers:LazyLLM",
             paper="2407.14057",
             models=_FAMILIES,
             run=ask,
+            role="baseline",
         ),
         Card(
             name="gemfilter",
-            summary="select prompt tokens with an early layer, then run the model on them alone (peer)",
+            summary="select prompt tokens with an early layer, then run the model on them alone",
             target="fewstep_slim_infer.peers:GemFilter",
             paper="2409.17422",
             models=_FAMILIES,
             run=ask,
+            role="baseline",
         ),
     ]
 

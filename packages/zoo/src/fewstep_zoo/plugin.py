@@ -38,7 +38,7 @@ def fewstep_loaders():
         ),
         Card(
             name="wired-recall",
-            summary="a masked diffusion LM wired by hand to look up keys: right or wrong is known at any length",
+            summary="a masked diffusion LM wired by hand to look up keys; the right answer is known at any length",
             target="fewstep_zoo.dllm.recall:load",
             models=("LlamaForCausalLM",),
         ),
@@ -70,7 +70,7 @@ def fewstep_tasks():
     return [
         Card(
             name="moving-digits",
-            summary="make clips of moving digits from prompts: time per clip, and what the clips are worth",
+            summary="make clips of moving digits from prompts: time per clip, accuracy, Frechet distance, motion",
             target="fewstep_zoo.digits.task:MovingDigits",
         ),
         Card(
@@ -103,7 +103,7 @@ def fewstep_recipes():
         Card(
             name="tiny-llada",
             summary="train tiny-llada from scratch by masked diffusion on the bytes of Python's own texts",
-            target="fewstep_zoo.dllm.recipes:Tiny",
+            target="fewstep_zoo.dllm.recipes:TinyLLaDA",
             paper="2502.09992",
         ),
         Card(

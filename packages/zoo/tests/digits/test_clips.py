@@ -1,4 +1,4 @@
-"""Clips of moving digits: what a prompt can say, and that the drawing does what it says."""
+"""Clips of moving digits: the language of prompts, drawing, and metrics of known clips."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 from fewstep_zoo.digits import clips, measures
-from fewstep_zoo.digits.words import DIGITS, DIRECTIONS, SPEEDS, Asked, parse
+from fewstep_zoo.digits.words import DIGITS, DIRECTIONS, SPEEDS, Label, parse
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -22,10 +22,10 @@ def drawn(count: int = 400, split: clips.Split = "train", seed: int = 0) -> clip
 
 def test_every_prompt_reads_back():
     choices = itertools.product(range(10), [None, *range(8)], [None, 0, 1])
-    for asked in (Asked(), *itertools.starmap(Asked, choices)):
-        assert parse(asked.prompt()) == asked
-    assert Asked(3, 0, 1).prompt() == "three moving right fast" and Asked(3).prompt() == "three"
-    assert parse("  Three moving FAST ") == Asked(3, None, 1)
+    for label in (Label(), *itertools.starmap(Label, choices)):
+        assert parse(label.prompt()) == label
+    assert Label(3, 0, 1).prompt() == "three moving right fast" and Label(3).prompt() == "three"
+    assert parse("  Three moving FAST ") == Label(3, None, 1)
 
 
 @pytest.mark.parametrize("prompt", ["cat", "moving right", "three cats", "three moving fast right", "three slow slow"])
@@ -44,7 +44,7 @@ def test_the_images_are_the_real_ones_and_the_splits_share_none():
 
 def test_a_seed_gives_the_same_clips():
     one, same, other = drawn(8), drawn(8), drawn(8, seed=1)
-    assert torch.equal(one.pixels, same.pixels) and one.asked() == same.asked()
+    assert torch.equal(one.pixels, same.pixels) and one.labels() == same.labels()
     assert not torch.equal(one.pixels, other.pixels)
     assert one.pixels.shape == (8, *clips.SHAPE) and one.pixels.min() == -1 and one.pixels.max() <= 1
 
@@ -87,7 +87,7 @@ def test_a_digit_that_meets_the_edge_comes_back():
 
 def test_a_clip_of_an_open_prompt_is_refused():
     with pytest.raises(ValueError, match="needs a digit, a direction and a speed"):
-        clips.make([Asked(3)], "train", generator())
+        clips.make([Label(3)], "train", generator())
 
 
 def test_frechet_distance_of_known_gaussians():

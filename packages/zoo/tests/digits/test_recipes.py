@@ -1,4 +1,4 @@
-"""The recipes of teacher and judge, two steps each, through the loop that trains them in earnest."""
+"""The recipes of teacher and judge, two steps each, through the real loop."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from fewstep_zoo.digits import clips, model
 from fewstep_zoo.digits.data import LabelledClips, PromptedClips, Prompts
 from fewstep_zoo.digits.judge import DigitsJudge
 from fewstep_zoo.digits.recipes import Judge, Teacher
-from fewstep_zoo.digits.words import Asked
+from fewstep_zoo.digits.words import Label
 from PIL import Image
 
 SMALL = {"steps": 2, "batch": 4}
 
 
-class Follower:
-    """Keeps what a run says."""
+class Recorder:
+    """A reporter that keeps the metrics of each step."""
 
     def __init__(self) -> None:
-        self.figures: list[dict[str, float]] = []
+        self.metrics: list[dict[str, float]] = []
 
-    def step(self, done: int, total: int, figures: dict[str, float]) -> None:
-        self.figures.append(figures)
+    def step(self, done: int, total: int, metrics: dict[str, float]) -> None:
+        self.metrics.append(metrics)
 
     def say(self, text: str) -> None: ...
 
 
 def trained(recipe: Recipe, out: Path) -> tuple[Path, list[dict[str, float]]]:
-    follower = Follower()
-    return Run(recipe, out, World(), follower).train(), follower.figures
+    recorder = Recorder()
+    return Run(recipe, out, World(), recorder).train(), recorder.metrics
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +54,12 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str
 
 
 def test_two_steps_give_a_pipeline_that_loads_and_makes_clips(teacher: tuple[Path, list[dict[str, float]]]):
-    folder, figures = teacher
+    folder, metrics = teacher
     pipe = load(str(folder)).model
     made = model.make(pipe, ["three moving right fast", ""], torch.zeros(2, *clips.SHAPE), steps=2)
     assert made.shape == (2, *clips.SHAPE) and torch.isfinite(made).all()
-    assert [set(seen) for seen in figures] == [{"student/velocity", "student/gradient"}] * 2
-    assert figures[0]["student/velocity"] > 1  # noise and background are not predicted yet
+    assert [set(seen) for seen in metrics] == [{"student/velocity", "student/gradient"}] * 2
+    assert metrics[0]["student/velocity"] > 1  # noise and background are not predicted yet
     assert Image.open(next((folder.parent / "samples").iterdir())).width > 3 * clips.FRAMES
 
 
@@ -69,10 +69,10 @@ def test_the_text_encoder_is_not_trained(teacher: tuple[Path, list[dict[str, flo
 
 
 def test_two_steps_give_a_judge_that_loads(judge: tuple[Path, list[dict[str, float]]]):
-    folder, figures = judge
+    folder, metrics = judge
     network, info = DigitsJudge.from_pretrained(folder, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not network.training
-    assert {"student/digit", "student/direction", "student/speed", "student/frame"} < set(figures[0])
+    assert {"student/digit", "student/direction", "student/speed", "student/frame"} < set(metrics[0])
 
 
 @pytest.mark.parametrize("recipe", [Teacher(**SMALL, show=1), Judge(**SMALL)], ids=["teacher", "judge"])
@@ -89,8 +89,8 @@ def weights(folder: Path) -> bytes:
 def test_the_judge_learns(tmp_path: Path):
     """Twenty steps on few clips already tell slow from fast."""
     rates = AdamW(lr=3e-3, betas=(0.9, 0.999))
-    _, figures = trained(Judge(steps=20, batch=32, student=rates), tmp_path / "run")
-    assert figures[-1]["student/speed"] < 0.7 * figures[0]["student/speed"]
+    _, metrics = trained(Judge(steps=20, batch=32, student=rates), tmp_path / "run")
+    assert metrics[-1]["student/speed"] < 0.7 * metrics[0]["student/speed"]
 
 
 def test_prompts_of_clips_are_right_or_leave_something_open():
@@ -101,23 +101,23 @@ def test_prompts_of_clips_are_right_or_leave_something_open():
     assert torch.equal(pixels, same) and data.uncond.shape == (1, model.TOKENS, model.TEXT_WIDTH)
     left = {"direction": 0, "speed": 0}
     for row, (digit, direction, speed) in zip(cond, labels.tolist(), strict=True):
-        whole = Asked(digit, direction, speed)
+        whole = Label(digit, direction, speed)
         variants = {
             (d, s): dataclasses.replace(whole, direction=direction if d else None, speed=speed if s else None)
             for d in (0, 1)
             for s in (0, 1)
         }
-        (found,) = [key for key, asked in variants.items() if torch.equal(prompts([asked.prompt()])[0], row)]
-        left["direction"] += not found[0]
-        left["speed"] += not found[1]
+        (open_parts,) = [key for key, label in variants.items() if torch.equal(prompts([label.prompt()])[0], row)]
+        left["direction"] += not open_parts[0]
+        left["speed"] += not open_parts[1]
     assert all(60 < count < 140 for count in left.values())
 
 
 @pytest.mark.parametrize("recipe", [Teacher(), Judge()], ids=["teacher", "judge"])
 def test_a_plan_needs_no_training(recipe: Recipe):
-    found = dry_run(recipe)
-    (counts,) = found.roles.values()
-    assert counts[0] == counts[1] > 100_000 and found.latent == clips.SHAPE
+    plan = dry_run(recipe)
+    (counts,) = plan.roles.values()
+    assert counts[0] == counts[1] > 100_000 and plan.latent == clips.SHAPE
 
 
 class TestClassification(ObjectiveSuite):
@@ -127,8 +127,8 @@ class TestClassification(ObjectiveSuite):
 
         def batch(seed: int) -> Batch:
             generator, shared = (torch.Generator().manual_seed(seed) for _ in range(2))
-            cond, clean = job.data.draw(4, generator)
-            return Batch(cond=cond, uncond=None, x0=clean, shape=clips.SHAPE, generator=generator, shared=shared)
+            cond, x0 = job.data.draw(4, generator)
+            return Batch(cond=cond, uncond=None, x0=x0, shape=clips.SHAPE, generator=generator, shared=shared)
 
         return ObjectiveCase(objective=job.objective, batch=batch)
 

@@ -25,13 +25,13 @@ def ask(length: int, records: int = 32, generation: int = 16, seed: int = 0) -> 
 
 @torch.no_grad()
 def decode(model, task: Recall, per_step: int) -> Tensor:
-    """Plain vanilla decoding: a full forward each step, then the surest masked positions are written."""
+    """Plain vanilla decoding: a full forward each step, then the masked positions of top confidence are written."""
     tokens, length = torch.cat([task.prompt, task.response])[None], len(task.prompt)
     while (masked := tokens[0] == recall.MASK).any():
         logits = model(tokens, use_cache=False, logits_to_keep=len(task.response)).logits[0]
         logits[:, recall.MASK] = -torch.inf
-        sure, best = logits.softmax(-1).max(-1)
-        at = sure.masked_fill(~masked[length:], -1).topk(min(per_step, int(masked.sum()))).indices
+        confidence, best = logits.softmax(-1).max(-1)
+        at = confidence.masked_fill(~masked[length:], -1).topk(min(per_step, int(masked.sum()))).indices
         tokens[0, length + at] = best[at]
     return tokens[0, length:]
 
@@ -102,8 +102,8 @@ def test_attention_shows_the_sink_and_block_means_hide_it(wired):
     wired.model.set_attn_implementation("eager")
     try:
         with torch.no_grad():
-            found = wired.model(torch.cat([task.prompt, task.response])[None], output_attentions=True, use_cache=False)
-            shown = found.attentions[LAST_DENSE][0, :, 512:, :512].mean((0, 1))
+            out = wired.model(torch.cat([task.prompt, task.response])[None], output_attentions=True, use_cache=False)
+            shown = out.attentions[LAST_DENSE][0, :, 512:, :512].mean((0, 1))
     finally:
         hook.remove()
         wired.model.set_attn_implementation("sdpa")

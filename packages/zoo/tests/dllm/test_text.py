@@ -10,7 +10,7 @@ import pytest
 import torch
 from fewstep_zoo.dllm import diffusion, model, quality, text
 from fewstep_zoo.dllm.ngram import KneserNey
-from fewstep_zoo.dllm.text import EOS, MASK, Crops
+from fewstep_zoo.dllm.text import EOS, MASK, TextCrops
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -35,7 +35,7 @@ def test_what_is_held_out_is_not_trained_on(kind: str):
 
 
 def test_batches_have_one_length_and_the_same_number_of_tokens():
-    crops = Crops(lengths=(8, 32), english=0.5)
+    crops = TextCrops(lengths=(8, 32), english=0.5)
     shapes = Counter(tuple(crops.draw(3, generator(seed))[0].shape) for seed in range(30))
     assert set(shapes) == {(12, 8), (3, 32)}
     whole = text.corpus("english", "train"), text.corpus("source", "train")
@@ -51,12 +51,12 @@ def plain_kneser_ney(train: bytes, context: bytes, order: int) -> list[float]:
         levels.insert(0, counts)
         counts = Counter(gram[1:] for gram in counts)
     p = [1 / 256] * 256
-    for n, found in enumerate(levels, 1):
-        n1, n2, n3, n4 = (sum(c == k for c in found.values()) for k in (1, 2, 3, 4))
+    for n, counts in enumerate(levels, 1):
+        n1, n2, n3, n4 = (sum(c == k for c in counts.values()) for k in (1, 2, 3, 4))
         y = n1 / max(1, n1 + 2 * n2)
         d = [min(max(0.0, k - (k + 1) * y * b / max(1, a)), k) for k, a, b in ((1, n1, n2), (2, n2, n3), (3, n3, n4))]
         history = context[len(context) - n + 1 :]
-        here = {gram[-1]: c for gram, c in found.items() if gram[:-1] == history}
+        here = {gram[-1]: c for gram, c in counts.items() if gram[:-1] == history}
         if total := sum(here.values()):
             freed = sum(d[min(c, 3) - 1] for c in here.values())
             seen = {byte: c - d[min(c, 3) - 1] for byte, c in here.items()}
@@ -97,7 +97,7 @@ class Knows:
 
 
 def test_the_bound_of_a_known_model_is_exact():
-    tokens = Crops(lengths=(16,), english=1.0).draw(8, generator())[0]
+    tokens = TextCrops(lengths=(16,), english=1.0).draw(8, generator())[0]
     known = Knows(tokens, 0.25)
     assert diffusion.bound(known, tokens, generator(), draws=4) == pytest.approx(2.0, abs=1e-5)
     assert min(known.masked) >= 1 and max(known.masked) <= 16 and len(set(known.masked)) > 6
@@ -112,22 +112,22 @@ def test_loss_and_bound_agree_on_average():
     objective = diffusion.MaskedDiffusion(
         roles=Roles(student=Role(network, predict=diffusion.tokens_to_logits)), mask=MASK
     )
-    tokens = Crops(lengths=(8,), english=1.0).draw(64, generator())[0]
+    tokens = TextCrops(lengths=(8,), english=1.0).draw(64, generator())[0]
     with torch.no_grad():
         network.lm_head.weight *= 20  # away from uniform, where every estimate is the same
         source = generator(1)
         batches = [
-            Batch(cond=tokens, uncond=None, shape=(8,), generator=source, shared=source, figures={}) for _ in range(40)
+            Batch(cond=tokens, uncond=None, shape=(8,), generator=source, shared=source, metrics={}) for _ in range(40)
         ]
-        found = sum(float(objective.losses("student", batch, 0)["bound"]) for batch in batches) / len(batches)
+        mean = sum(float(objective.losses("student", batch, 0)["bound"]) for batch in batches) / len(batches)
     expected = diffusion.bound(network, tokens, generator(2), draws=40) * math.log(2)
-    assert found == pytest.approx(expected, rel=0.03)
+    assert mean == pytest.approx(expected, rel=0.03)
 
 
 def test_masked_bytes_are_told_from_the_bytes_directly_before_them():
     ngrams = [KneserNey(text.corpus("english", "train")[:20000], order) for order in (1, 2, 3)]
     tokens = quality.pieces("english", 40, 2)
-    found, source = quality.of_ngrams(ngrams, tokens, draws=2), generator()
+    metrics, source = quality.of_ngrams(ngrams, tokens, draws=2), generator()
     for rate in quality.RATES:
         bits = []
         for _ in range(2):
@@ -138,5 +138,5 @@ def test_masked_bytes_are_told_from_the_bytes_directly_before_them():
                     while start > max(0, at - 2) and not hidden[start - 1]:
                         start -= 1
                     bits += ngrams[at - start].bits(bytes(row[start : at + 1])).tolist()
-        assert found[f"masked {rate:.0%}"] == pytest.approx(sum(bits) / len(bits))
-    assert found["left"] == pytest.approx(np.mean([ngrams[2].bits(bytes(row)).mean() for row in tokens.tolist()]))
+        assert metrics[f"masked {rate:.0%}"] == pytest.approx(sum(bits) / len(bits))
+    assert metrics["left"] == pytest.approx(np.mean([ngrams[2].bits(bytes(row)).mean() for row in tokens.tolist()]))

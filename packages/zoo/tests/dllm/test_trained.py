@@ -1,4 +1,4 @@
-"""``tiny-llada`` as it comes with this package: what it is worth on text that it never saw, and how it was made."""
+"""``tiny-llada`` as it comes with this package: bits per byte of held-out text, and its recipe."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fewstep.train.reporter import NullReporter
 from fewstep.train.run import Run
 from fewstep_zoo.dllm import model, quality, text
 from fewstep_zoo.dllm.quality import pieces
-from fewstep_zoo.dllm.recipes import Tiny
+from fewstep_zoo.dllm.recipes import TinyLLaDA
 from fewstep_zoo.dllm.text import MASK
 
 SMALL = {"steps": 2, "batch": 2, "lengths": (16, 32), "precision": "float32"}
@@ -42,17 +42,17 @@ def ngrams():
 
 @pytest.mark.parametrize(("kind", "bound", "few", "many"), [("english", 3.0, 1.7, 2.8), ("source", 3.0, 1.7, 2.8)])
 def test_it_is_worth_what_the_readme_says_on_text_it_never_saw(tiny, ngrams, kind, bound, few, many):
-    """And better than a 5-gram model that sees the same bytes to the left."""
+    """Also better than a 5-gram model that sees the same bytes to the left."""
     tokens = quality.pieces(kind, 256, 24)
-    found = quality.of_model(tiny.model, tokens, draws=1)
-    assert found["bound"] < bound and found["masked 15%"] < few and found["masked 50%"] < many
-    assert found["masked 5%"] < found["masked 15%"] < found["masked 30%"] < found["masked 50%"]
+    metrics = quality.of_model(tiny.model, tokens, draws=1)
+    assert metrics["bound"] < bound and metrics["masked 15%"] < few and metrics["masked 50%"] < many
+    assert metrics["masked 5%"] < metrics["masked 15%"] < metrics["masked 30%"] < metrics["masked 50%"]
     theirs = quality.of_ngrams(ngrams, tokens, draws=1)
-    assert all(found[rate] < 0.8 * theirs[rate] for rate in ("masked 5%", "masked 15%", "masked 50%"))
+    assert all(metrics[rate] < 0.8 * theirs[rate] for rate in ("masked 5%", "masked 15%", "masked 50%"))
 
 
 def test_two_steps_give_a_folder_that_loads(tmp_path: Path):
-    folder = Run(Tiny(**SMALL), tmp_path / "run", World(), NullReporter()).train()
+    folder = Run(TinyLLaDA(**SMALL), tmp_path / "run", World(), NullReporter()).train()
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     loaded = load(str(folder))
     assert loaded.model.config.diffusion == "llada" and loaded.processor("é").input_ids == [0xC3, 0xA9]
@@ -62,7 +62,7 @@ def test_two_steps_give_a_folder_that_loads(tmp_path: Path):
 
 
 def test_a_plan_needs_no_training():
-    (counts,) = dry_run(Tiny()).roles.values()
+    (counts,) = dry_run(TinyLLaDA()).roles.values()
     assert counts[0] == counts[1] > 100_000
 
 
@@ -80,11 +80,11 @@ def test_heads_of_the_first_layers_begin_with_their_neighbours():
 class TestMaskedDiffusion(ObjectiveSuite):
     @pytest.fixture
     def case(self) -> ObjectiveCase:
-        job = Tiny(**SMALL).build(World())
+        job = TinyLLaDA(**SMALL).build(World())
 
         def batch(seed: int) -> Batch:
             generator, shared = (torch.Generator().manual_seed(seed) for _ in range(2))
-            cond, clean = job.data.draw(2, generator)
-            return Batch(cond=cond, uncond=None, x0=clean, shape=(32,), generator=generator, shared=shared)
+            cond, x0 = job.data.draw(2, generator)
+            return Batch(cond=cond, uncond=None, x0=x0, shape=(32,), generator=generator, shared=shared)
 
         return ObjectiveCase(objective=job.objective, batch=batch)

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 import torch
-from fewstep import Applied, Method, UnsupportedModelError
+from fewstep import Applied, Method
+from fewstep.families import causal_lm
 from torch import Tensor, nn
 
 
@@ -26,15 +27,10 @@ class NewName(Method):
 
     def apply(self, model: nn.Module) -> Applied:
         """Swap the weights for rounded ones; see `Method.apply`."""
-        layers = getattr(getattr(model, "model", None), "layers", None)
-        if not isinstance(layers, nn.ModuleList):
-            raise UnsupportedModelError(
-                f"{self.name} needs a causal language model of transformers with decoder layers in model.layers, "
-                f"and this is a {type(model).__name__}"
-            )
+        decoder = causal_lm.check(model)
         with Applied() as undo:
             undo.occupy(model, self)
-            for module in layers.modules():
+            for module in decoder.layers.modules():
                 if isinstance(module, nn.Linear):
                     original = module.weight
                     undo.callback(setattr, module, "weight", original)  # pushed first: an exception undoes it too

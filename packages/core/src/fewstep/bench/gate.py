@@ -1,4 +1,4 @@
-"""The correctness gate: at its identity setting a method must give what the unchanged model gives."""
+"""The correctness gate: at its identity setting a method must give the output of the unchanged model."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ _HALF_SHARE = 2e-2
 
 
 def difference(outcome: Outcome, baseline: Outcome, dtype: str) -> str | None:
-    """What tells the identity setting from the unchanged model, in a few words; None where they are equal."""
+    """The difference of the identity setting from the unchanged model, in a few words; None where they are equal."""
     if outcome.evidence is None or baseline.evidence is None:
         return "the task gives no evidence to compare"
-    found, wanted = outcome.evidence.float(), baseline.evidence.float()
-    if found.shape != wanted.shape:
-        return f"shape {tuple(found.shape)} instead of {tuple(wanted.shape)}"
-    relative, absolute = _tolerance(wanted, dtype)
-    if torch.allclose(found, wanted, rtol=relative, atol=absolute):
+    actual, expected = outcome.evidence.float(), baseline.evidence.float()
+    if actual.shape != expected.shape:
+        return f"shape {tuple(actual.shape)} instead of {tuple(expected.shape)}"
+    relative, absolute = _tolerance(expected, dtype)
+    if torch.allclose(actual, expected, rtol=relative, atol=absolute):
         return None
-    return f"differs by up to {(found - wanted).abs().max().item():.2g}"
+    return f"differs by up to {(actual - expected).abs().max().item():.2g}"
 
 
-def _tolerance(wanted: torch.Tensor, dtype: str) -> tuple[float, float]:
+def _tolerance(expected: torch.Tensor, dtype: str) -> tuple[float, float]:
     if dtype in ("float32", "float64"):
         return _FLOAT32
-    largest = wanted.abs().max().item() if wanted.numel() else 0.0
+    largest = expected.abs().max().item() if expected.numel() else 0.0
     return _HALF_SHARE, _HALF_SHARE * largest

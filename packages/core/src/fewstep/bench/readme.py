@@ -2,80 +2,97 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from .. import plugins
 from ..errors import BadFileError
+from .formatting import QUALITY, SPEEDUP, amount, heading, markdown_table
+from .pareto import IDENTITY
 from .rows import DENSE, Row
 from .tables import (
-    QUALITY,
-    RANDOM_MARK,
-    SPEEDUP,
+    DIRTY_MARK,
+    DIRTY_REMARK,
     TELLING,
     Arm,
     Comparison,
-    amount,
     cell,
-    compact,
     compare,
-    heading,
     load,
     quality_metric,
     speed_metric,
-    table,
 )
 
 BEGIN, END = "<!-- rows:begin -->", "<!-- rows:end -->"
-_NO_SPEEDUP = float("-inf")
-_ASIDE = re.compile(r"\((static )?peer\)|\(ablation\)$|: the baseline$")
+HEADER = ("method", "model and task", "speed-up", "quality beside dense", "memory")
+KEPT = 0.98
+"""Share of the dense quality that a setting must keep to be preferred."""
 
 
 def readme_table(rows: Sequence[Row]) -> str:
-    """One line per method, model and task: where its default settings gain most, with what that costs in quality.
+    """One line per method, and a table per kind of hardware.
 
-    Other settings, the best in quality first, and rows on random weights are used only where there are no better ones.
-    Peers and ablations, which the summaries of their cards call so, are left to the READMEs of their packages; so are
-    kernels, whose rows are no method's.
+    A method is shown at its default settings where these were measured, else at the setting that gains most of those
+    that keep the quality; rows of clean checkouts are preferred. Random weights, kernels, baselines and ablations are
+    left to the READMEs of their packages.
     """
-    aside = {name for name, card in {**plugins.methods(), **plugins.recipes()}.items() if _ASIDE.search(card.summary)}
-    aside |= {row.method for row in rows if row.task in plugins.kernels()}
-    best: dict[tuple[str, str, str], tuple[Comparison, Arm]] = {}
-    for comparison in compare(rows):
+    cards = {**plugins.methods(), **plugins.recipes()}
+    aside = {DENSE, *(name for name, card in cards.items() if card.role != "method")}
+    best: dict[str, dict[str, tuple[Comparison, Arm]]] = {}
+    for comparison in compare([row for row in rows if row.task not in plugins.kernels()]):
+        if comparison.random:
+            continue
         for arm in comparison.arms:
-            key = (arm.method, comparison.model, comparison.task)
-            if arm.method not in (DENSE, *aside) and (key not in best or _rank(comparison, arm) > _rank(*best[key])):
-                best[key] = (comparison, arm)
-    lines = [line for key in sorted(best) if set((line := _line(*best[key]))[3:5]) != {"–"}]
-    header = ["method", "model", "task", "speed-up", "quality", "KV memory"]
-    if all(line[-1] == "–" for line in lines):
-        header, lines = header[:-1], [line[:-1] for line in lines]
-    return table(header, lines, words=3)
+            if arm.method in aside or not {speed_metric(comparison), quality_metric(comparison)} & set(arm.rows):
+                continue
+            of_hardware = best.setdefault(comparison.setting.hardware, {})
+            one = of_hardware.get(arm.method)
+            if one is None or _rank(comparison, arm) > _rank(*one):
+                of_hardware[arm.method] = comparison, arm
+    parts = []
+    for hardware, methods in best.items():
+        parts += [f"**{hardware}**"] if len(best) > 1 else []
+        parts.append(markdown_table(HEADER, [_line(*methods[name]) for name in sorted(methods)], words=2))
+    dirty = any(arm.run.dirty for methods in best.values() for _, arm in methods.values())
+    return "\n\n".join([*parts, *([DIRTY_REMARK] if dirty else [])])
 
 
-def _rank(comparison: Comparison, arm: Arm) -> tuple[bool, bool, bool, float, float]:
-    metric, quality = speed_metric(comparison) or "", quality_metric(comparison)
-    default, ratio = not any(row.config for row in arm.rows.values()), arm.rows.get(metric)
-    telling = metric.removesuffix(SPEEDUP) in TELLING
-    found = arm.rows.get(quality) if quality and not default else None
-    worth = (found.value if QUALITY[quality] else -found.value) if found and quality else 0.0
-    return not comparison.random, default, telling, worth, ratio.value if ratio else _NO_SPEEDUP
+def _rank(comparison: Comparison, arm: Arm) -> tuple[bool, bool, bool, bool, bool, float]:
+    metric, default = speed_metric(comparison) or "", not arm.first.config
+    telling, ratio = metric.removesuffix(SPEEDUP) in TELLING, arm.rows.get(metric)
+    repeated, surely = (True, ratio.spread[0]) if ratio and ratio.spread else (False, ratio.value if ratio else 0.0)
+    return default, default or _keeps_quality(comparison, arm), not arm.run.dirty, telling, repeated, surely
+
+
+def _keeps_quality(comparison: Comparison, arm: Arm) -> bool:
+    metric = quality_metric(comparison) or ""
+    own, dense = arm.rows.get(metric), arm.dense.get(metric)
+    reference = dense.value if dense else IDENTITY.get(metric)
+    if own is None or reference is None:
+        return False
+    return own.value >= KEPT * reference if QUALITY[metric] else own.value * KEPT <= reference
 
 
 def _line(comparison: Comparison, arm: Arm) -> list[str]:
-    speed = speed_metric(comparison)
-    # The ratio of the first token is what most tasks have; any other is named, since it is another wait.
-    named = f" ({heading(speed)})" if speed and speed in arm.rows and speed != "ttft_speedup" else ""
-    task = f"{comparison.task} {compact(comparison.params)}".strip()
+    speed, tasks, length = speed_metric(comparison), plugins.tasks(), comparison.params.get("length")
+    task = tasks[comparison.task].summary.partition(":")[0] if comparison.task in tasks else comparison.task
+    method = ", ".join([arm.method, *(_words(name, value) for name, value in arm.first.config.items())])
     return [
-        arm.label,
-        comparison.model,
-        task,
-        cell(arm, speed) + named if speed else "–",
-        RANDOM_MARK if comparison.random else quality_cost(comparison, arm),
-        _kv_ratio(arm),
+        f"{method} {DIRTY_MARK}" if arm.run.dirty else method,
+        f"{comparison.model}: {task}" + (f", {length:,} tokens" if isinstance(length, int) else ""),
+        f"{cell(arm, speed)} ({heading(speed.removesuffix(SPEEDUP))})" if speed and speed in arm.rows else "–",
+        quality_cost(comparison, arm),
+        _memory(arm),
     ]
+
+
+def _words(name: str, value: Any) -> str:
+    """``keep floor 0``, ``entry 18/21/28``, ``offload``, ``no offload``."""
+    name = name.replace("_", " ")
+    if isinstance(value, bool):
+        return name if value else f"no {name}"
+    return f"{name} {'/'.join(map(str, value)) if isinstance(value, list) else value}"
 
 
 def quality_cost(comparison: Comparison, arm: Arm) -> str:
@@ -84,42 +101,40 @@ def quality_cost(comparison: Comparison, arm: Arm) -> str:
     if metric is None or metric not in arm.rows:
         return "–"
     dense = arm.dense.get(metric)
-    against = f" (dense {amount(dense)})" if dense else ""
-    return f"{heading(metric)} {amount(arm.rows[metric])}{against}"
+    return f"{heading(metric)} {amount(arm.rows[metric])}" + (f" (dense {amount(dense)})" if dense else "")
 
 
-def _kv_ratio(arm: Arm) -> str:
-    own, dense = arm.rows.get("kv_bytes"), arm.dense.get("kv_bytes")
-    return f"{own.value / dense.value:.2f}x" if own and dense and dense.value else "–"
-
-
-def _split(readme: Path) -> tuple[str, str, str]:
-    """The text before, between and after the markers, markers left out."""
-    text = readme.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    between, end, after = rest.partition(END)
-    if not begin or not end:
-        raise BadFileError(f"{readme} has no place for the table: it needs the lines {BEGIN} and {END}")
-    return before, between, after
+def _memory(arm: Arm) -> str:
+    """``KV memory 0.58x``: of the cache where it was counted, else the peak of the process or the GPU."""
+    for metric in ("kv_bytes", "peak_rss_bytes", "peak_cuda_bytes"):
+        own, dense = arm.rows.get(metric), arm.dense.get(metric)
+        if own and dense and dense.value:
+            return f"{heading(metric)} {own.value / dense.value:.2f}x"
+    return "–"
 
 
 def check_readme(readme: Path, source: Path) -> bool:
-    """Whether the table in `readme` is the one that the rows in `source` give.
+    """True where the table in `readme` is the one that the rows in `source` give.
 
     Raises:
         FewstepError: the markers are missing or there are no rows.
     """
-    return _split(readme)[1].strip() == readme_table(load(source))
+    return _updated(readme, source) == readme.read_text(encoding="utf-8")
 
 
 def update_readme(readme: Path, source: Path) -> None:
-    """Put the table of the rows in `source` between the markers; a README that is up to date is not written.
+    """Put the table of the rows in `source` between the markers.
 
     Raises:
         FewstepError: the markers are missing or there are no rows.
         OSError: the file cannot be written.
     """
-    before, between, after = _split(readme)
-    wanted = readme_table(load(source))
-    if between.strip() != wanted:
-        readme.write_text(f"{before}{BEGIN}\n{wanted}\n{END}{after}", encoding="utf-8")
+    readme.write_text(_updated(readme, source), encoding="utf-8")
+
+
+def _updated(readme: Path, source: Path) -> str:
+    before, begin, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise BadFileError(f"{readme} has no place for the table: it needs the lines {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n{readme_table(load(source))}\n{END}{after}"

@@ -1,11 +1,8 @@
-"""The paired benchmark: warm-up and correctness gate, then baseline and methods in turn on the same inputs."""
+"""The paired benchmark: warm-up and correctness gate, then the unchanged model and the methods in turn."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import uuid
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,9 +10,10 @@ import torch
 from ..contract import Loaded
 from ..method import Method
 from . import gate, timing
-from .record import Measured, Named, config, make_rows, measured, origin, plain, write_samples
-from .rows import DENSE, Row, append
-from .settings import Event, Settings
+from .record import ArmConfig, Measurement, config, measurement
+from .rows import DENSE, Row
+from .session import Session, Watch
+from .settings import Settings
 from .task import Outcome, Task
 
 
@@ -25,66 +23,64 @@ def bench(
     task: Task,
     task_name: str,
     settings: Settings,
-    watch: Callable[[Event], None] = lambda event: None,
+    watch: Watch = lambda event: None,
 ) -> list[Row]:
     """Measure `arms` (by label) against the unchanged model, side by side in this process; append the rows to a file.
 
     Ctrl-C after the first finished pair records the finished pairs before ``KeyboardInterrupt`` goes on.
 
     Raises:
-        FewstepError: a time or a figure of quality is not finite, or a method cannot be applied; nothing is recorded.
+        FewstepError: the checkout is dirty and the settings do not allow it, a time or a quality metric is not finite,
+            or a method cannot be applied; nothing is recorded.
         OSError: the results folder cannot be written; found out before anything is run.
     """
     settings.prepare()
     with timing.fixed_threads(settings.threads):
-        return _Bench(loaded, arms, task, task_name, settings, watch).run()
+        session = _MethodSession(loaded, arms, task, task_name, settings, watch)
+        session.warm_up()
+        return session.run()
 
 
-class _Bench:
-    def __init__(self, loaded: Loaded, arms: dict, task: Any, task_name: str, settings: Settings, watch: Callable):
-        self.loaded, self.arms, self.task, self.task_name = loaded, arms, task, task_name
-        self.settings, self.watch = settings, watch
-        self.run_id = uuid.uuid4().hex[:12]
+class _MethodSession(Session):
+    def __init__(self, loaded: Loaded, methods: dict[str, Method], task: Any, name: str, settings: Settings, watch):
+        self.loaded, self.methods = loaded, methods
         self.device, self.dtype = timing.model_device(loaded.model), timing.model_dtype(loaded.model)
+        provenance = settings.provenance(loaded.weights, self.device, self.dtype)
+        arms = {label: ArmConfig(method.name, config(method, loaded.name)) for label, method in methods.items()}
+        super().__init__(arms, task, (name, loaded.name), settings, provenance, watch)
         attention = getattr(getattr(loaded.model, "config", None), "_attn_implementation", None) or "eager"
-        self.baseline = f"{DENSE}-{attention}-{self.dtype}"
-        self.found: dict[str, list[Measured]] = {DENSE: [], **{label: [] for label in arms}}
+        self.dense = f"{DENSE}-{attention}-{self.dtype}"
         self.red: set[str] = set()
-        self.done = 0
-        identities = sum(method.identity() is not None for method in arms.values())
-        self.total = 1 + len(arms) + identities + settings.repeats * (1 + len(arms))
+        identities = sum(method.identity() is not None for method in methods.values())
+        self.total = 1 + len(methods) + identities + settings.repeats * (1 + len(methods))
 
-    def run(self) -> list[Row]:
+    def warm_up(self) -> None:
         if self.loaded.weights == "random":
-            self._tell("note", f"{self.loaded.name} has random weights: no figure of quality is reported")
-        self._warm_up()
-        try:
-            for repeat in range(self.settings.repeats):
-                self._pair(repeat)
-        except KeyboardInterrupt:
-            if any(self.found[label] for label in self.arms):
-                self._write()
-            raise
-        return self._write()
-
-    def _warm_up(self) -> None:
+            self.tell("note", f"{self.loaded.name} has random weights: no quality metric is reported")
         small = self.task.small()
         dense = self._once(small, None, 0)
-        self._tell("warm-up", "warm-up: dense", arm=DENSE)
-        for label, method in self.arms.items():
+        self.tell("warm-up", "warm-up: dense", arm=DENSE)
+        for label, method in self.methods.items():
             if (identity := method.identity()) is not None:
                 wrong = gate.difference(self._once(small, identity, 0), dense, self.dtype)
                 if wrong:
                     self.red.add(label)
                 said = f"RED ({wrong}): no speed-up is reported for it" if wrong else "green"
-                self._tell("gate", f"gate: {label} at its identity setting equals dense: {said}", label, ok=not wrong)
+                self.tell("gate", f"gate: {label} at its identity setting equals dense: {said}", label, ok=not wrong)
             self._once(small, method, 0)
-            self._tell("warm-up", f"warm-up: {label}", arm=label)
+            self.tell("warm-up", f"warm-up: {label}", arm=label)
 
-    def _pair(self, repeat: int) -> None:
+    def repeat(self, repeat: int) -> None:
         dense = self._measure(DENSE, None, repeat, None)
-        for label, method in self.arms.items():
+        for label, method in self.methods.items():
             self._measure(label, method, repeat, dense)
+
+    def finished(self) -> dict[str, list[Measurement]]:
+        pairs = max((len(self.measurements[label]) for label in self.arms), default=len(self.measurements[DENSE]))
+        return {label: runs[:pairs] for label, runs in self.measurements.items() if runs[:pairs]}
+
+    def ratios(self) -> dict[str, Any]:
+        return {"red": self.red, "extra_baselines": getattr(self.task, "extra_baselines", None)}
 
     def _measure(self, label: str, method: Method | None, repeat: int, dense: Outcome | None) -> Outcome:
         with timing.PeakMemory(self.device) as peak:
@@ -93,17 +89,15 @@ class _Bench:
         if self.loaded.weights != "random":
             quality = {**outcome.quality, **(self.task.compare(outcome, dense) if dense else {})}
         where = f"{self.task_name}, {label}, repeat {repeat + 1}"
-        self.found[label].append(measured(outcome, quality, (peak.metric, peak.value), where))
-        self._tell("measured", f"repeat {repeat + 1}: {label}: {self._summary(label)}", arm=label)
+        self.measurements[label].append(measurement(outcome, quality, where, **{peak.metric: float(peak.value)}))
+        self.tell("measured", f"repeat {repeat + 1}: {label}: {self._summary(label)}", arm=label)
         return outcome
 
     def _once(self, task: Any, method: Method | None, repeat: int) -> Outcome:
         seed = self.settings.seed + repeat
         cuda = [self.device] if self.device.type == "cuda" else []
-        with (
-            torch.random.fork_rng(devices=cuda),
-            method.apply(self.loaded.model) if method else contextlib.nullcontext(),
-        ):
+        applied = method.apply(self.loaded.model) if method else contextlib.nullcontext()
+        with torch.random.fork_rng(devices=cuda), applied:
             torch.manual_seed(seed)  # for models that sample: the same numbers in each arm
             outcome = task.run(self.loaded, torch.Generator().manual_seed(seed))
         self.done += 1
@@ -111,30 +105,10 @@ class _Bench:
 
     def _summary(self, label: str) -> str:
         """``ttft 0.48 s, 1.79x``: the newest times of an arm, with the ratio unless its gate is red."""
-        runs, dense = self.found[label], self.found[DENSE]
+        runs, dense = self.measurements[label], self.measurements[DENSE]
         parts = []
         for name, value in runs[-1].seconds.items():
             other = dense[len(runs) - 1].seconds.get(name)
             paired = other is not None and label != DENSE and label not in self.red
             parts.append(f"{name} {value:.3g} s" + (f" {other / value:.2f}x" if paired else ""))
         return ", ".join(parts)
-
-    def _write(self) -> list[Row]:
-        pairs = max((len(self.found[label]) for label in self.arms), default=len(self.found[DENSE]))
-        found = {label: runs[:pairs] for label, runs in self.found.items() if runs}
-        params = {**plain(dataclasses.asdict(self.task)), "seed": self.settings.seed, "repeats": pairs}
-        about = origin(self.settings, self.run_id, self.loaded.weights, self.device, self.dtype)
-        head = {"task": self.task_name, "model": self.loaded.name, "params": params}
-        arms = {label: Named(method.name, config(method, self.loaded.name)) for label, method in self.arms.items()}
-        beside = getattr(self.task, "beside", None)
-        rows = make_rows({**head, **about}, arms, found, self.baseline, self.red, beside=beside)
-        write_samples(
-            self.settings.results / "samples", self.run_id, head, {k: runs[0].samples for k, runs in found.items()}
-        )
-        file = self.settings.results / f"{self.task_name}.jsonl"
-        append(rows, file)
-        self._tell("written", f"{len(rows)} rows of {pairs} finished pair{'s' * (pairs != 1)} added to {file}")
-        return rows
-
-    def _tell(self, kind: Any, text: str, arm: str = "", ok: bool = True) -> None:
-        self.watch(Event(kind=kind, text=text, done=self.done, total=self.total, arm=arm, ok=ok))

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .figures import LOOKS, STYLE, embedded, save
+from .formatting import SPEEDUP, compact, heading
+from .plots import FAINT, LOOKS, label_axes, panels
 from .rows import DENSE
-from .tables import SPEEDUP, Comparison, compact, heading, speed_metric
+from .tables import Comparison, speed_metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 LENGTH = "length"
-"""The parameter of a task that says how long the context is, in tokens."""
+"""Parameter of a task that holds the length of the context, in tokens."""
 FEWEST = 3
 """Lengths that make a line."""
 
 
 @dataclass(frozen=True)
-class Family:
+class LengthSeries:
     """Comparisons that differ only in the length of the context, the shortest first."""
 
     comparisons: tuple[Comparison, ...]
@@ -34,81 +34,59 @@ class Family:
 
     def metrics(self) -> list[str]:
         """The telling speed-up over dense, then those over other arms, as far as there is a line of them."""
-        telling = speed_metric(self.first)
         seen = dict.fromkeys(name for comparison in self.comparisons for name in comparison.metrics)
-        beside = [name for name in seen if "_vs_" in name and name.endswith(SPEEDUP)]
-        wanted = [*([telling] if telling in seen else []), *(name for name in beside if name != telling)]
-        return [name for name in wanted if any(len(line) >= FEWEST for line in self.lines(name).values())]
+        extra = [name for name in seen if "_vs_" in name and name.endswith(SPEEDUP)]
+        wanted = dict.fromkeys([speed_metric(self.first), *extra])
+        return [name for name in wanted if name and any(len(line) >= FEWEST for line in self.lines(name).values())]
 
     def lines(self, metric: str) -> dict[str, list[tuple[int, float]]]:
         """Length and value by arm."""
-        found: dict[str, list[tuple[int, float]]] = {}
+        by_arm: dict[str, list[tuple[int, float]]] = {}
         for comparison in self.comparisons:
             for arm in comparison.arms:
                 if arm.method != DENSE and metric in arm.rows:
-                    found.setdefault(arm.label, []).append((comparison.params[LENGTH], arm.rows[metric].value))
-        return found
+                    by_arm.setdefault(arm.label, []).append((comparison.params[LENGTH], arm.rows[metric].value))
+        return by_arm
 
 
-def families(comparisons: Sequence[Comparison]) -> list[Family]:
+def length_series(comparisons: Sequence[Comparison]) -> list[LengthSeries]:
     """Every set of at least `FEWEST` comparisons that differ only in the length of the context."""
     groups: dict[tuple, list[Comparison]] = {}
     for one in comparisons:
         if isinstance(one.params.get(LENGTH), int):
             others = {name: value for name, value in one.params.items() if name != LENGTH}
-            machine = (one.setting.weights, one.setting.device, one.setting.dtype, one.setting.threads)
-            groups.setdefault((one.task, one.model, compact(others), machine), []).append(one)
-    made = [Family(tuple(sorted(group, key=lambda one: one.params[LENGTH]))) for group in groups.values()]
-    return [family for family in made if len(family.comparisons) >= FEWEST and family.metrics()]
+            key = (*one.names, compact(others), one.setting.weights, one.setting.device, one.machine)
+            groups.setdefault(key, []).append(one)
+    made = [LengthSeries(tuple(sorted(group, key=lambda one: one.params[LENGTH]))) for group in groups.values()]
+    return [series for series in made if len(series.comparisons) >= FEWEST and series.metrics()]
 
 
-def draw(family: Family) -> Figure:
-    """One panel for each metric of the family, all arms in each."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
+def draw(series: LengthSeries) -> Figure:
+    """One panel for each metric of the series, all arms in each.
 
-    metrics = family.metrics()
-    arms = list(dict.fromkeys(label for name in metrics for label in family.lines(name)))
-    with rc_context(STYLE):
-        figure = Figure(figsize=(5.4, 3.3 * len(metrics)), layout="constrained")
-        for axes, metric in zip(figure.subplots(len(metrics), squeeze=False)[:, 0], metrics, strict=True):
-            _panel(axes, family.lines(metric), arms, metric)
+    Raises:
+        FewstepError: matplotlib is not installed.
+    """
+    metrics = series.metrics()
+    arms = list(dict.fromkeys(label for name in metrics for label in series.lines(name)))
+    with panels(len(metrics), 3.3) as (figure, all_axes):
+        for axes, metric in zip(all_axes, metrics, strict=True):
+            _plot(axes, series.lines(metric), arms)
+            label_axes(axes, "tokens of context", heading(metric))
         figure.draw_without_rendering()
     return figure
 
 
-def _panel(axes: Axes, lines: dict[str, list[tuple[int, float]]], arms: list[str], metric: str) -> None:
+def _plot(axes: Axes, lines: dict[str, list[tuple[int, float]]], arms: list[str]) -> None:
     for label, points in lines.items():
         colour, marker = LOOKS[arms.index(label) % len(LOOKS)]
         axes.plot(*zip(*points, strict=True), color=colour, marker=marker, linewidth=1.4, markersize=5, label=label)
-    axes.axhline(1, color="#8a9099", linewidth=0.8, linestyle=":")
+    axes.axhline(1, color=FAINT, linewidth=0.8, linestyle=":")
     axes.set_xscale("log", base=2)
     lengths = sorted({length for points in lines.values() for length, _ in points})
     axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
     axes.minorticks_off()
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.22, linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.yaxis.set_major_formatter("{x:g}x")
-    axes.set_xlabel("tokens of context")
-    axes.set_ylabel(heading(metric))
     axes.legend(fontsize=7.5, frameon=False)
-
-
-def scaling_svg(family: Family, prefix: str) -> str:
-    """The figure as an ``<svg>`` element for a page, its ids starting with `prefix`."""
-    return embedded(draw(family), prefix)
-
-
-def save_scaling(comparisons: Sequence[Comparison], folder: Path) -> list[Path]:
-    """Write ``<task>-<model>-by-length.png`` and ``.svg`` for each task and model; returns the paths.
-
-    Of several families of one task and model, the one with the most lengths is drawn.
-    """
-    groups: dict[tuple[str, str], list[Family]] = {}
-    for family in families(comparisons):
-        groups.setdefault((family.first.task, family.first.model), []).append(family)
-    paths = []
-    for names, group in groups.items():
-        paths += save(draw(max(group, key=lambda family: len(family.comparisons))), folder, *names, "by-length")
-    return paths

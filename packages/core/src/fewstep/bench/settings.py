@@ -1,4 +1,4 @@
-"""How to measure, and what is told meanwhile. Imports no torch, so that wrong flags are answered at once."""
+"""`Settings` of a measurement, and the `Event` that reports its progress. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,9 +7,17 @@ import os
 import shlex
 import sys
 import tempfile
+import uuid
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+from ..errors import FewstepError
+from .provenance import DIRTY, Provenance, commit, device_name, versions
+
+if TYPE_CHECKING:
+    import torch
 
 
 def available_cores() -> int:
@@ -24,18 +32,24 @@ def available_cores() -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How to measure, whatever is measured."""
+    """Settings that all measurements share; the flags of ``fewstep bench``.
+
+    Raises:
+        ValueError: `repeats` or `threads` is below 1.
+    """
 
     repeats: int = 3
-    """Pairs; each has inputs of its own, the same for every arm."""
+    """Pairs of runs, each with inputs of its own, the same for every arm; of recipes, trainings from one seed each."""
     seed: int = 0
-    """Of the first repeat; repeat r has seed + r."""
+    """Seed of the first repeat; repeat r has seed + r."""
     threads: int = field(default_factory=available_cores)
     """CPU threads of torch."""
     results: Path = Path("results")
     """Rows go to <task>.jsonl in this folder, sample outputs to samples/."""
+    allow_dirty: bool = False
+    """Measure a checkout whose files differ from its commit; the rows are marked."""
     command: str = field(default_factory=lambda: shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
-    """What to type to measure it again."""
+    """Command that measures the same again."""
 
     def __post_init__(self) -> None:
         for name in ("repeats", "threads"):
@@ -43,19 +57,40 @@ class Settings:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
 
     def prepare(self) -> None:
-        """Make the results folder and try to write to it: hours of measuring must not end in "read-only file system".
+        """Check, before hours of measuring, that the rows will belong to a commit and can be written.
 
         Raises:
-            OSError: it cannot be made or written.
+            FewstepError: files of the checkout differ from its commit, and `allow_dirty` is not set.
+            OSError: the results folder cannot be made or written.
         """
+        if not self.allow_dirty and (head := commit(self.results)).endswith(DIRTY):
+            raise FewstepError(
+                f"files of this checkout differ from commit {head[:7]}, so its rows could not be repeated: "
+                "commit them first, or pass --allow-dirty, which marks the rows"
+            )
         self.results.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=self.results):
             pass
 
+    def provenance(self, weights: str, device: torch.device, dtype: str) -> Provenance:
+        """The conditions of a run that starts now, with an id of its own."""
+        return Provenance(
+            id=uuid.uuid4().hex[:12],
+            weights=weights,
+            device=device_name(device),
+            hardware=device.type,
+            dtype=dtype,
+            threads=self.threads,
+            versions=versions(),
+            commit=commit(self.results),
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
+            command=self.command,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Something that a person who watches the benchmark wants to know."""
+    """A step of a measurement, for the person who watches it."""
 
     kind: Literal["warm-up", "gate", "measured", "note", "written"]
     text: str

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .figures import INK, LOOKS, STYLE
+from .formatting import QUALITY, better, heading
+from .plots import INK, LOOKS, label_axes, panels
 from .rows import DENSE
-from .tables import QUALITY, Comparison, heading
+from .tables import Comparison
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,33 +19,34 @@ Line = list[tuple[float, float, tuple[float, float]]]
 
 
 def lines(comparison: Comparison, metric: str) -> dict[str, Line]:
-    """By method, where `metric` is at which share; arms without a share are left out."""
-    found: dict[str, Line] = {}
+    """Shares and values of `metric` by method; arms without a share are left out."""
+    by_method: dict[str, Line] = {}
     for arm in comparison.arms:
         share, row = arm.rows.get(SHARE), arm.rows.get(metric)
         if arm.method != DENSE and share and row:
-            found.setdefault(arm.method, []).append((share.value, row.value, row.spread or (row.value, row.value)))
-    return {method: sorted(points) for method, points in found.items()}
+            by_method.setdefault(arm.method, []).append((share.value, row.value, row.spread or (row.value, row.value)))
+    return {method: sorted(points) for method, points in by_method.items()}
 
 
 def draw(comparison: Comparison) -> Figure | None:
-    """A panel for each figure of quality that there is, at most two; None where no arm skips a known share."""
+    """A panel for the most telling quality metric and one for KL; None where no arm skips a known share.
+
+    Raises:
+        FewstepError: matplotlib is not installed.
+    """
     metrics = [metric for metric in QUALITY if lines(comparison, metric)][:1]
     metrics += ["kl"] if lines(comparison, "kl") and "kl" not in metrics else []
     if not metrics:
         return None
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    with rc_context(STYLE):
-        figure = Figure(figsize=(5.4, 3.2 * len(metrics)), layout="constrained")
-        for axes, metric in zip(figure.subplots(len(metrics), squeeze=False)[:, 0], metrics, strict=True):
-            _panel(axes, comparison, metric)
+    with panels(len(metrics), 3.2) as (figure, all_axes):
+        for axes, metric in zip(all_axes, metrics, strict=True):
+            _plot(axes, comparison, metric)
     return figure
 
 
-def _panel(axes: Axes, comparison: Comparison, metric: str) -> None:
-    for number, (method, points) in enumerate(lines(comparison, metric).items()):
+def _plot(axes: Axes, comparison: Comparison, metric: str) -> None:
+    by_method = lines(comparison, metric)
+    for number, (method, points) in enumerate(by_method.items()):
         (colour, marker), style = LOOKS[number % len(LOOKS)], "-" if number < len(LOOKS) else "--"
         shares, values, spreads = zip(*points, strict=True)
         errors = [[v - low for v, (low, _) in zip(values, spreads, strict=True)]]
@@ -53,10 +55,8 @@ def _panel(axes: Axes, comparison: Comparison, metric: str) -> None:
     dense = next((arm.rows[metric] for arm in comparison.arms if arm.method == DENSE and metric in arm.rows), None)
     if dense:
         axes.axhline(dense.value, color=INK, linestyle=":", linewidth=1, label=DENSE)
-    if metric == "kl" and all(point[1] > 0 for line in lines(comparison, metric).values() for point in line):
+    if metric == "kl" and all(point[1] > 0 for line in by_method.values() for point in line):
         axes.set_yscale("log")
-    axes.set_ylabel(f"{heading(metric)}  ({'higher' if QUALITY[metric] else 'lower'} is better)")
-    axes.set_xlabel("share of the pairs of token and expert that is skipped")
+    label_axes(axes, "share of the pairs of token and expert that is skipped", f"{heading(metric)}  ({better(metric)})")
     axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)

@@ -1,21 +1,16 @@
-"""What the benchmark holds still and what it watches: threads, peak memory, and the machine that it ran on."""
+"""Threads, peak memory, device and dtype of a measurement."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import gc
-import platform
-import subprocess
 import threading
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from .. import plugins
 from ..errors import FewstepError
 
 SAMPLE_EVERY = 0.01
@@ -36,8 +31,8 @@ def fixed_threads(count: int) -> Iterator[None]:
 class PeakMemory:
     """Context manager; afterwards `value` is the largest memory seen inside, in bytes.
 
-    On CUDA it is what the allocator handed out at once. Elsewhere it is the resident memory of the process, sampled in
-    a thread, after what earlier arms freed has been given back to the system.
+    On CUDA it is the largest amount that the allocator had handed out. Elsewhere it is the resident memory of the
+    process, sampled in a thread, after the heap that earlier arms freed has been given back to the system.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -77,7 +72,7 @@ class PeakMemory:
 
 
 def _give_back() -> None:
-    """Return freed heap pages to the system, else an arm would be charged for what an earlier one used."""
+    """Return freed heap pages to the system, else an arm would be charged for the memory of an earlier one."""
     with contextlib.suppress(AttributeError, OSError, TypeError):  # glibc only
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -91,56 +86,13 @@ def _psutil() -> Any:
 
 
 def model_device(model: Any) -> torch.device:
-    """Where a module or a pipeline lives."""
-    found = getattr(model, "device", None)
-    return found if isinstance(found, torch.device) else next(model.parameters()).device
+    """Device of a module or a pipeline."""
+    device = getattr(model, "device", None)
+    return device if isinstance(device, torch.device) else next(model.parameters()).device
 
 
 def model_dtype(model: Any) -> str:
-    """``float32``, ``bfloat16``, ...: the dtype of a module or a pipeline."""
-    found = getattr(model, "dtype", None)
-    dtype = found if isinstance(found, torch.dtype) else next(model.parameters()).dtype
+    """Dtype of a module or a pipeline: ``float32``, ``bfloat16``, ..."""
+    own = getattr(model, "dtype", None)
+    dtype = own if isinstance(own, torch.dtype) else next(model.parameters()).dtype
     return str(dtype).removeprefix("torch.")
-
-
-def device_name(device: torch.device) -> str:
-    """``NVIDIA H100 80GB HBM3``, ``AMD EPYC 7B13``, ...: the device as a person would name it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python, of torch and its companions, and of every installed fewstep package."""
-    ours = {"fewstep-core", *plugins.installed().distributions.values()}
-    found = {"python": platform.python_version()}
-    for name in (*sorted(ours), "torch", "transformers", "diffusers"):
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
-
-
-def commit(results: Path) -> str:
-    """The commit of the current directory, ``+dirty`` where files differ from it; empty where there is no checkout.
-
-    Rows that earlier runs left in `results` do not make a checkout dirty: they change nothing that is measured.
-    """
-    top, head = _git("rev-parse", "--show-toplevel"), _git("rev-parse", "HEAD")
-    if not top or not head:
-        return ""
-    changed = _git("-C", top, "status", "--porcelain", "--untracked-files=all", "-z") or ""
-    paths = [Path(top, entry[3:]) for entry in changed.split("\0") if entry]
-    own = results.resolve()
-    return head + ("+dirty" if any(not path.is_relative_to(own) for path in paths) else "")
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip("\n")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import os
+import signal
 import sys
+import threading
 import traceback
 from dataclasses import dataclass
 
@@ -70,8 +72,15 @@ INTERRUPTED, CLOSED_PIPE = 130, 141
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command line and return its exit code: 2 for wrong input, with one line on stderr."""
+    words = sys.argv[1:] if argv is None else argv
+    for name in ("stdout", "stderr"):  # text that a terminal cannot show is replaced; a closed stream is None
+        stream = getattr(sys, name) or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        setattr(sys, name, stream)
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    _end_as_ctrl_c()
     try:
-        code = _dispatch(sys.argv[1:] if argv is None else argv)
+        code = _dispatch(words)
         sys.stdout.flush()
         return code
     except SystemExit as stop:  # --help
@@ -83,9 +92,30 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return CLOSED_PIPE
     except (FewstepError, ValueError, OSError, ImportError) as error:
-        if os.environ.get("FEWSTEP_TRACEBACK") == "1":
-            traceback.print_exc()
+        _traceback()
         return _say(" ".join(str(error).split()) or type(error).__name__, 2)
+    except Exception as error:  # a damaged model may raise anything; a fault of ours shows with the switch
+        _traceback()
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        return _say(f"`fewstep {' '.join(words[:2])}` failed: {told[:300]} (FEWSTEP_TRACEBACK=1 shows where)", 2)
+
+
+def _end_as_ctrl_c() -> None:
+    """Let SIGTERM and SIGHUP interrupt like Ctrl-C, so that what is finished is kept."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, interrupt)
+
+
+def _traceback() -> None:
+    if os.environ.get("FEWSTEP_TRACEBACK") == "1":
+        traceback.print_exc()
 
 
 def _say(line: str, code: int) -> int:

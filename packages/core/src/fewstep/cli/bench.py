@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from .. import hub, plugins
+from ..bench.formatting import compact
 from ..bench.record import config
-from ..bench.rows import DENSE, Row
-from ..bench.settings import Settings
-from ..bench.tables import cell as table_cell
-from ..bench.tables import compact, compare, heading
+from ..bench.rows import DENSE
+from ..bench.settings import Event, Settings
 from ..cards import Card
 from ..errors import FewstepError
 from ..method import Method
 from . import sweep
-from .flags import Group, parse, peek
+from .bench_training import bench_recipe
+from .flags import Group, assignments, parse, peek
 from .options import MethodModelOptions, chosen_method, method_group, named, quiet
-from .race import bench_recipe
-from .table import show_table
-from .watch import watching
+from .progress import following
+from .table import show_rows
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchOptions(MethodModelOptions):
-    """What is measured, and how often."""
+class BenchOptions(MethodModelOptions, Settings):
+    """Task, arms and settings."""
 
     task: str = ""
     """A name from `fewstep list`; default: the first task of the method's own package, or the only one."""
@@ -35,49 +38,52 @@ class BenchOptions(MethodModelOptions):
     """Other methods to measure in the same run, with their default settings: a,b. The unchanged model always is."""
     also: tuple[str, ...] = ()
     """More settings of the method to measure in the same run, each in quotes: "entry=18,21,28 offload"."""
-    repeats: int = 3
-    """Pairs of runs, each with inputs of its own."""
-    seed: int = 0
-    """Of the inputs of the first pair."""
-    results: Path = Path("results")
-    """Rows are appended to TASK.jsonl in this folder."""
+    command: Annotated[str, tyro.conf.Suppress] = ""
 
 
 def bench(words: list[str]) -> int:
     """Measure and print a table; exit code 1 when the correctness gate of an arm is red.
 
     A number of the method may be a list, ``--keep 0.25,0.5``: each value is an arm, of the methods of ``--vs`` too.
+
+    Raises:
+        FewstepError: a name or a flag is wrong, the checkout is dirty, or the measurement fails.
+        OSError: the results folder cannot be written.
     """
     if words and words[0] in plugins.recipes():
         return bench_recipe(words)
     quiet()
-    command = shlex.join(["fewstep", "bench", *words])
+    typed = shlex.join(["fewstep", "bench", *words])
     card, words = named("bench", words, "method", plugins.methods())
+    # All names are looked up before anything heavy is imported.
     task_card = _task_card(card, peek(words, "--task"))
-    swept, words = sweep.taken(card.load(), words)
+    others = [name.strip() for name in (peek(words, "--vs") or "").split(",")]
+    other_cards = [plugins.find(plugins.methods(), name, "method") for name in others if name not in ("", DENSE)]
+    _check_model(peek(words, "--model"))
+    swept, words = sweep.take_sweep(card.load(), words)
     groups = [Group("bench", BenchOptions), method_group(card, words), Group(task_card.name, task_card.load(), "task")]
     description = f"{card.summary}\n\nTask {task_card.name}: {task_card.summary}."
     options, method, task = parse(f"fewstep bench {card.name}", description, words, groups)
-    settings = Settings(
-        repeats=options.repeats,
-        seed=options.seed,
-        threads=options.threads,
-        results=options.results,
-        command=command,
-    )
-    settings.prepare()
+    options = dataclasses.replace(options, command=typed)
+    options.prepare()
     more = [_setting(card, setting, options.model) for setting in options.also]
-    measured = [chosen_method(card, options, method), *more, *_others(options.vs, options.model)]
-    arms = _labelled(sweep.spread(measured, swept), options.model)
+    methods = [chosen_method(card, options, method), *more, *(_default(one, options.model) for one in other_cards)]
+    arms = _labelled(sweep.spread(methods, swept), options.model)
     from ..bench.run import bench as measure
 
+    red: list[str] = []
     loaded = options.load()
-    with watching(f"{task_card.name} on {loaded.name}") as watch:
-        rows = measure(loaded, arms, task, task_card.name, settings, watch)
+    with following(f"{task_card.name} on {loaded.name}") as progress:
+
+        def watch(event: Event) -> None:
+            red.extend([] if event.ok else [event.arm])
+            progress.event(event)
+
+        rows = measure(loaded, arms, task, task_card.name, options, watch)
     show_rows(rows)
-    for arm in watch.red:
+    for arm in red:
         print(f"fewstep: no speed-up for {arm}: its identity setting differs from the dense model", file=sys.stderr)
-    return 1 if watch.red else 0
+    return 1 if red else 0
 
 
 def _task_card(method: Card, name: str | None) -> Card:
@@ -91,19 +97,19 @@ def _task_card(method: Card, name: str | None) -> Card:
     return (own or list(cards.values()))[0]
 
 
+def _check_model(name: str | None) -> None:
+    if name and "/" not in name and not Path(name).expanduser().is_dir():
+        plugins.find(plugins.loaders(), name, "model, folder or hub id")
+
+
 def _setting(card: Card, setting: str, model: str) -> Method:
-    words = []
-    for part in setting.split():
-        name, _, value = part.partition("=")
-        words += [f"--{name}", *(value.split(",") if value else [])]
+    words = assignments(setting.split())
     return parse("--also", card.summary, words, [method_group(card, words, model)])[0]
 
 
-def _others(names: str, model: str) -> list[Method]:
-    cards = plugins.methods()
-    wanted = [name.strip() for name in names.split(",")]
-    found = [plugins.find(cards, name, "method").load() for name in wanted if name and name != DENSE]
-    return [cls.from_pretrained(model) if hub.shipped(model, cls.name) else cls() for cls in found]
+def _default(card: Card, model: str) -> Method:
+    cls = card.load()
+    return cls.from_pretrained(model) if hub.shipped(model, card.name) else cls()
 
 
 def _labelled(methods: Sequence[Method], model: str) -> dict[str, Method]:
@@ -111,21 +117,9 @@ def _labelled(methods: Sequence[Method], model: str) -> dict[str, Method]:
     names = [method.name for method in methods]
     arms: dict[str, Method] = {}
     for method in methods:
-        label = (
-            method.name if names.count(method.name) == 1 else f"{method.name} {compact(config(method, model))}".strip()
-        )
+        settings = "" if names.count(method.name) == 1 else compact(config(method, model))
+        label = f"{method.name} {settings}".strip()
         if label in arms:
             raise FewstepError(f"{label} is named again: two arms would measure the same")
         arms[label] = method
     return arms
-
-
-def show_rows(rows: Sequence[Row]) -> None:
-    """One table for each comparison: metrics down, arms across."""
-    for comparison in compare(rows):
-        params = compact(comparison.params)
-        title = f"{comparison.task} on {comparison.model} ({comparison.setting.dtype}, {params})"
-        lines = [
-            (heading(metric), *(table_cell(arm, metric) for arm in comparison.arms)) for metric in comparison.metrics
-        ]
-        show_table(title, ("", *(arm.label for arm in comparison.arms)), lines)

@@ -1,4 +1,4 @@
-"""``fewstep export``: a saved method in a format of other programs, which its class names."""
+"""``fewstep export``: a saved method in a format of other programs, one of those that its class names."""
 
 from __future__ import annotations
 
@@ -18,18 +18,22 @@ from .options import quiet
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """What is exported, how, and where to."""
+    """Method, format and folder."""
 
     method: Annotated[str, tyro.conf.Positional]
     """A saved method: the folder of `save_pretrained`, `fewstep fit` or `fewstep train`, or a hub id."""
     format: str
     """The format; `fewstep show NAME` lists those of a method."""
     out: Path | None = None
-    """Folder for what is written; default: a folder named after the format, inside the method's or beside you."""
+    """Output folder; default: one named after the format, inside the method's or in the current folder."""
 
 
 def export(words: list[str]) -> int:
-    """Write the files and say where they are."""
+    """Write the files and print their folder.
+
+    Raises:
+        FewstepError: there is no saved method, no format of that name, or a flag is wrong.
+    """
     quiet()
     usage = "fewstep export METHOD --format FORMAT [--out FOLDER] [flags of the format]"
     if not words or words[0].startswith("-"):

@@ -67,11 +67,23 @@ def parse(prog: str, description: str, words: Sequence[str], groups: Sequence[Gr
 
 def peek(words: Sequence[str], flag: str) -> str | None:
     """The value of ``--flag`` before anything is parsed: some flags decide which others there are."""
+    return take(words, flag)[0]
+
+
+def take(words: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
+    """The value of ``--flag`` or ``--flag=value``, None where it is not there, and the words without both."""
     for index, word in enumerate(words):
         name, equals, value = word.partition("=")
         if name.replace("_", "-") == flag:
-            return value if equals else next(iter(words[index + 1 : index + 2]), None)
-    return None
+            after = index + 1 if equals else index + 2
+            return value if equals else next(iter(words[index + 1 : after]), None), [*words[:index], *words[after:]]
+    return None, list(words)
+
+
+def assignments(parts: Sequence[str]) -> list[str]:
+    """Flags from ``name=value`` pairs: ``entry=18,21 offload`` is typed ``--entry 18 21 --offload``."""
+    pairs = [part.partition("=") for part in parts]
+    return [word for name, _, value in pairs for word in (f"--{name}", *(value.split(",") if value else []))]
 
 
 def _shown(group: Group, taken: set[str]) -> tuple[Any, dataclasses.Field]:
@@ -122,11 +134,11 @@ def _copy(field: dataclasses.Field) -> Any:
     return dataclasses.field(**{name: getattr(field, name) for name in kept})
 
 
-def _plain(cls: type, found: Any) -> Any:
+def _plain(cls: type, parsed: Any) -> Any:
     """An instance of `cls` itself, also where a class with other flag names was parsed."""
-    if type(found) is cls:
-        return found
-    return cls(**{field.name: getattr(found, field.name) for field in dataclasses.fields(cls) if field.init})
+    if type(parsed) is cls:
+        return parsed
+    return cls(**{field.name: getattr(parsed, field.name) for field in dataclasses.fields(cls) if field.init})
 
 
 def _one_line(box: str) -> str:

@@ -1,8 +1,7 @@
-"""``fewstep kernels``: what there is, whether it is right here, and whether it compiles for GPUs elsewhere."""
+"""``fewstep kernels``: list kernels, check them on this machine, compile them for GPUs elsewhere."""
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class KernelOptions:
-    """Which kernels, and what is done with them; without --check and --compile they are listed."""
+    """Kernels and the work to do; without --check and --compile they are listed."""
 
     names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Names from `fewstep list`; default: all."""
@@ -29,7 +28,12 @@ class KernelOptions:
 
 
 def kernels(words: list[str]) -> int:
-    """List, check or compile; exit code 1 when anything fails."""
+    """List, check or compile; exit code 1 when anything fails.
+
+    Raises:
+        UnknownNameError: no kernel of that name.
+        ValueError: an unknown target.
+    """
     (options,) = parse("fewstep kernels", "check and compile kernels", words, [Group("kernels", KernelOptions)])
     cards = plugins.kernels()
     wanted = [plugins.find(cards, name, "kernel").load() for name in options.names or cards]
@@ -42,23 +46,16 @@ def kernels(words: list[str]) -> int:
 
     results = report(wanted, check=options.check, targets=targets)
     lines = [
-        (
-            found["kernel"],
-            found["what"],
-            "ok" if found["ok"] else "FAILED",
-            found["detail"],
-            f"{found['seconds']:.1f} s",
-        )
-        for found in results
+        (one["kernel"], one["what"], "ok" if one["ok"] else "FAILED", one["detail"], f"{one['seconds']:.1f} s")
+        for one in results
     ]
     show_table("kernels", ("name", "what", "", "detail", "time"), lines)
-    return 0 if all(found["ok"] for found in results) else 1
+    return 0 if all(one["ok"] for one in results) else 1
 
 
 def _chosen(kernel: Kernel) -> str:
-    """What the kernel's own dispatcher takes for tensors on the devices of this machine."""
+    """Backend that the kernel takes for tensors on each device of this machine."""
     import torch
 
-    module = importlib.import_module(kernel.target.partition(":")[0])
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    return ", ".join(f"{device}: {module.chosen_backend(device)}" for device in devices)
+    return ", ".join(f"{device}: {kernel.chosen_backend(device)}" for device in devices)

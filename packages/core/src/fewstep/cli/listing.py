@@ -19,7 +19,11 @@ KINDS = {
 
 
 def list_cards(words: list[str]) -> int:
-    """Print all cards by kind; plug-ins that failed are named on stderr."""
+    """Print all cards by kind; plug-ins that failed are named on stderr.
+
+    Raises:
+        FewstepError: there are arguments.
+    """
     if words:
         if words[0] not in ("-h", "--help"):
             raise FewstepError(f"`fewstep list` takes no arguments, found {' '.join(words)!r}")
@@ -45,4 +49,5 @@ def report_broken() -> None:
 
 
 def _line(card: Card) -> tuple[str, str, str]:
-    return card.name, card.summary, f"arXiv:{card.paper}" if card.paper else ""
+    role = "" if card.role == "method" else f" ({card.role})"
+    return card.name, card.summary + role, f"arXiv:{card.paper}" if card.paper else ""

@@ -1,4 +1,4 @@
-"""What a training run shows: a bar with an ETA and the newest losses on a terminal, some plain lines when piped."""
+"""Progress of long work: a bar with an ETA below scrolling lines on a terminal, plain lines when piped."""
 
 from __future__ import annotations
 
@@ -6,25 +6,31 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ..bench.settings import Event
+
 LINES = 100
-"""Plain lines for the steps of one run, about."""
+"""Plain lines for the steps of one training run, about."""
 
 
-class Lines:
-    """A line for some of the steps and for everything else."""
+class PlainProgress:
+    """Lines on stdout."""
 
     def step(self, done: int, total: int, metrics: dict[str, float]) -> None:
-        """Print the first step, the last, and about a hundred between them."""
+        """Print the first training step, the last, and about a hundred between them."""
         if done in (1, total) or done % max(1, total // LINES) == 0:
-            print(f"[{done}/{total}] {_losses(metrics)}", flush=True)
+            self.say(f"[{done}/{total}] {_losses(metrics)}")
+
+    def event(self, event: Event) -> None:
+        """Print a step of a measurement with the number of runs that are over."""
+        self.say(f"[{event.done}/{event.total}] {event.text}")
 
     def say(self, text: str) -> None:
         """Print `text`."""
         print(text, flush=True)
 
 
-class Bar:
-    """A bar with an ETA; everything that is said scrolls above it."""
+class BarProgress(PlainProgress):
+    """A bar; everything that is said scrolls above it."""
 
     def __init__(self, title: str) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -35,8 +41,13 @@ class Bar:
         self.bar = self.progress.add_task(title, total=None, losses="")
 
     def step(self, done: int, total: int, metrics: dict[str, float]) -> None:
-        """Move the bar."""
+        """Move the bar and show the newest losses."""
         self.progress.update(self.bar, completed=done, total=total, losses=_losses(metrics))
+
+    def event(self, event: Event) -> None:
+        """Move the bar and print the step above it."""
+        self.progress.update(self.bar, completed=event.done, total=event.total)
+        self.say(event.text)
 
     def say(self, text: str) -> None:
         """Print `text` above the bar."""
@@ -44,12 +55,12 @@ class Bar:
 
 
 @contextmanager
-def following(title: str) -> Iterator[Lines | Bar]:
-    """What suits where stdout goes."""
+def following(title: str) -> Iterator[PlainProgress]:
+    """A bar where stdout is a terminal, lines elsewhere."""
     if not sys.stdout.isatty():
-        yield Lines()
+        yield PlainProgress()
         return
-    bar = Bar(title)
+    bar = BarProgress(title)
     with bar.progress:
         yield bar
 

@@ -1,4 +1,4 @@
-"""``fewstep report`` and ``fewstep push``: what leaves this machine."""
+"""``fewstep report`` and ``fewstep push``: publish rows and saved methods."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .flags import Group, parse
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions:
-    """Where rows come from and what is made of them; without --html the report is printed as Markdown."""
+    """Source and outputs of the report; without --html it is printed as Markdown."""
 
     source: Annotated[Path, tyro.conf.Positional] = Path("results")
     """A .jsonl file of rows, or a folder of them."""
@@ -26,11 +26,13 @@ class ReportOptions:
     """Write the figures to this folder, as PNG and SVG."""
     readme: Path | None = None
     """Bring the table between the markers of this README up to date."""
+    archive: bool = False
+    """First move rows that later ones replace to archive/, and delete samples of runs that have no other rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PushOptions:
-    """What is uploaded, and where to."""
+    """Folder and repository."""
 
     folder: Annotated[Path, tyro.conf.Positional]
     """A saved method: the folder of `fewstep fit --out` or of `save_pretrained`."""
@@ -41,11 +43,19 @@ class PushOptions:
 
 
 def report(words: list[str]) -> int:
-    """Print the rows as Markdown, or write the page; and the figures and the README table where asked for."""
+    """Print the rows as Markdown, or write the page; and the figures and the README table where asked for.
+
+    Raises:
+        FewstepError: there are no rows, a file is damaged, or matplotlib is missing.
+        OSError: an output cannot be written.
+    """
+    from ..bench.archive import archive
     from ..bench.readme import update_readme
     from ..bench.report import write_report
 
     (options,) = parse("fewstep report", "measured rows as tables and figures", words, [Group("report", ReportOptions)])
+    if options.archive:
+        print(f"moved {archive(options.source)} rows to {options.source}/archive")
     text = write_report(options.source, options.html, figures=options.figures)
     if options.readme:
         update_readme(options.readme, options.source)
@@ -54,7 +64,11 @@ def report(words: list[str]) -> int:
 
 
 def push(words: list[str]) -> int:
-    """Upload a saved method and print its address."""
+    """Upload a saved method and print its address.
+
+    Raises:
+        FewstepError: the folder or the name is wrong, the hub is offline, or the upload fails.
+    """
     (options,) = parse("fewstep push", "upload a saved method to the hub", words, [Group("push", PushOptions)])
     if not (options.folder / hub.CONFIG).is_file():
         raise BadFileError(f"{options.folder} is not a saved fewstep method: it has no {hub.CONFIG}")

@@ -13,10 +13,9 @@ from typing import Any
 from ..bench.rows import DENSE, read
 from ..cards import Card, import_target
 from ..errors import BadFileError, FewstepError
-from .bench import show_rows
 from .listing import KINDS
 from .options import named
-from .table import show_table
+from .table import show_rows, show_table
 
 RESULTS = Path("results")
 

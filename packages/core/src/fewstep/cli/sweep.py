@@ -1,4 +1,4 @@
-"""A number of the method given as a list: one arm for each value, of every method in the run that has it."""
+"""Lists of numbers as fields of methods: one arm for each value, of every method in the run that has the field."""
 
 from __future__ import annotations
 
@@ -8,42 +8,30 @@ from collections.abc import Mapping, Sequence
 
 from ..errors import FewstepError
 from ..method import Method
-from .flags import peek
+from .flags import take
 
 Sweep = Mapping[str, Sequence[float]]
 """Values by field."""
 
 
-def taken(cls: type, words: list[str]) -> tuple[Sweep, list[str]]:
-    """Take flags like ``--target 0.5,0.75`` of number fields of `cls` out of `words`; returns them and the rest.
+def take_sweep(cls: type, words: Sequence[str]) -> tuple[Sweep, list[str]]:
+    """Flags like ``--target 0.5,0.75`` of number fields of `cls`, and the other words.
 
     Raises:
         FewstepError: a value of the list is no number.
     """
-    hints, found = typing.get_type_hints(cls), {}
+    hints, sweep, rest = typing.get_type_hints(cls), {}, list(words)
     for field in dataclasses.fields(cls):
         flag = f"--{field.name.replace('_', '-')}"
-        said = peek(words, flag)
-        if said is None or "," not in said or hints[field.name] not in (int, float):
+        value, others = take(rest, flag)
+        if value is None or "," not in value or hints[field.name] not in (int, float):
             continue
         try:
-            found[field.name] = [hints[field.name](value) for value in said.split(",")]
+            sweep[field.name] = [hints[field.name](number) for number in value.split(",")]
         except ValueError as error:
-            raise FewstepError(f"{flag} takes a number or a list of them, found {said!r}") from error
-        words = _without(words, flag)
-    return found, words
-
-
-def _without(words: list[str], flag: str) -> list[str]:
-    kept: list[str] = []
-    skip = False
-    for word in words:
-        name, equals, _ = word.partition("=")
-        if skip or name.replace("_", "-") == flag:
-            skip = not skip and not equals
-            continue
-        kept.append(word)
-    return kept
+            raise FewstepError(f"{flag} takes a number or a list of them, found {value!r}") from error
+        rest = others
+    return sweep, rest
 
 
 def spread(methods: Sequence[Method], sweep: Sweep) -> list[Method]:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from ..bench.formatting import compact, heading
+from ..bench.rows import Row
+from ..bench.tables import cell, compare, remarks
+
 
 def show_table(title: str, header: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
     """Print one table; cells are plain text."""
@@ -30,3 +34,13 @@ def _rich(title: str, header: Sequence[str], lines: Sequence[Sequence[str]]) -> 
     for line in lines:
         table.add_row(*map(Text, line))  # Text: brackets in a cell are no markup
     Console().print(table)
+
+
+def show_rows(rows: Sequence[Row]) -> None:
+    """Print one table for each comparison, metrics down and arms across, and its remarks."""
+    for comparison in compare(rows):
+        title = f"{comparison.task} on {comparison.model} ({comparison.machine}; {compact(comparison.params)})"
+        lines = [(heading(metric), *(cell(arm, metric) for arm in comparison.arms)) for metric in comparison.metrics]
+        show_table(title, ("", *(arm.marked for arm in comparison.arms)), lines)
+        for remark in remarks(comparison):
+            print(remark, flush=True)

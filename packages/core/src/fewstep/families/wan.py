@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..errors import UnsupportedModelError
+from ..data.files import read_text
+from ..errors import BadFileError, UnsupportedModelError
 from ..flow import TRAIN_STEPS, Latent
 from . import wan_vae
 
@@ -53,7 +54,10 @@ def check(model: Any) -> Any:
 
 
 def velocity(network: nn.Module, noisy: Latent, sigma: Float[Tensor, " b"], cond: Float[Tensor, "b t d"]) -> Latent:
-    """Call a ``WanTransformer3DModel``: timestep ``1000 sigma``, not rounded; prompt embeddings as condition."""
+    """Call a ``WanTransformer3DModel``: timestep ``1000 sigma``, not rounded; prompt embeddings as condition.
+
+    One timestep for each sample also serves Wan2.2-TI2V-5B: from prompts alone all of its tokens have the same.
+    """
     timestep = TRAIN_STEPS * sigma
     return network(hidden_states=noisy, timestep=timestep, encoder_hidden_states=cond, return_dict=False)[0]
 
@@ -141,7 +145,11 @@ def architecture(pipe: Any) -> Architecture:
 
 
 def architecture_of_folder(folder: Path) -> Architecture:
-    """Sizes of a Wan pipeline folder, from its configuration files alone."""
+    """Sizes of a Wan pipeline folder, from its configuration files alone.
+
+    Raises:
+        BadFileError: a configuration is missing or damaged.
+    """
     vae = _config(folder / "vae") if (folder / "vae").is_dir() else {}
     return Architecture(
         transformer=_config(folder / "transformer"),
@@ -151,8 +159,11 @@ def architecture_of_folder(folder: Path) -> Architecture:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return {key: value for key, value in config.items() if not key.startswith("_")}
+    try:
+        config = json.loads(read_text(folder / "config.json"))
+        return {key: value for key, value in config.items() if not key.startswith("_")}
+    except (ValueError, AttributeError) as error:
+        raise BadFileError(f"{folder / 'config.json'} is damaged: {error}") from error
 
 
 def tiny(*, seed: int = 0, **overrides: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Kernels: one plain specification each, fast twins by backend, and what is needed to check and compile them."""
+"""Kernels: one plain specification each, fast versions by backend, and what is needed to check and compile them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from fewstep.cards import import_target
 
 Function = Callable[..., Any]
-"""What a backend is: tensors and options in, a tensor or a tuple of tensors out."""
+"""A backend: tensors and options in, a tensor or a tuple of tensors out."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,17 @@ class Signature:
     aligned: tuple[str, ...] = ()
     """Arguments that the launcher would find divisible by 16: pointers, strides."""
     warps: int = 4
+
+
+@dataclass(frozen=True)
+class Result:
+    """One line of ``fewstep kernels``: a check of one backend, or a compilation for one target."""
+
+    kernel: str
+    what: str
+    ok: bool
+    detail: str
+    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,3 +98,13 @@ class Kernel:
         name = {"cpu": "cpu", "cuda": "triton"}.get(torch.device(device).type)
         installed = name != "triton" or importlib.util.find_spec("triton")
         return name if name in self.fast and installed else "naive"
+
+    def exact_backend(self, tensor: Tensor) -> str:
+        """`chosen_backend` of an operation whose fast versions compute in fp32: ``naive`` where `tensor` is float64."""
+        return "naive" if tensor.dtype == torch.float64 else self.chosen_backend(tensor.device)
+
+    def trainable_backend(self, *tensors: Tensor) -> str:
+        """`chosen_backend` of an operation whose Triton version has no gradient: ``naive`` where one is recorded."""
+        chosen = self.chosen_backend(tensors[0].device)
+        recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        return "naive" if chosen == "triton" and recorded else chosen

@@ -1,4 +1,4 @@
-"""What the sparse attention kernels share: the masked specification, merging of partial results, gradients, checks."""
+"""Shared parts of the sparse attention kernels: the masked specification, merging, gradients, checks of inputs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from . import Function, Kernel
 
 CPU_FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-"""What SDPA runs on a CPU, with the LSE that it keeps to itself."""
+"""The operator that SDPA runs on a CPU; unlike SDPA it returns the LSE."""
 
 
 def masked_attention(
@@ -26,8 +26,9 @@ def masked_attention(
 
         s_j = scale <q, k_j>      lse = log sum_j exp(s_j)      o = sum_j exp(s_j - lse) v_j
 
-    The mask broadcasts over heads and rows. Query head ``i`` reads KV head ``i // (h / g)``; `scale` is
-    ``1 / sqrt(d)`` unless given. A row without keys gives 0 and an LSE of -inf. The output has the dtype of `query`.
+    (Attention is all you need, arXiv 1706.03762, equation 1, with a scale of choice.) The mask broadcasts over heads
+    and rows. Query head ``i`` reads KV head ``i // (h / g)``; `scale` is ``1 / sqrt(d)`` unless given. A row without
+    keys gives 0 and an LSE of -inf. The output has the dtype of `query`.
     """
     h, g, d = query.shape[1], key.shape[1], query.shape[3]
     wide = torch.promote_types(query.dtype, torch.float32)
@@ -47,8 +48,10 @@ def merge_attention(
 
         lse = log sum_i exp(lse_i)      o = sum_i exp(lse_i - lse) o_i
 
+    (Flash-decoding's reduction of split keys; FlashAttention, arXiv 2205.14135, section 3.1.)
+
     Args:
-        outputs: what attention gave over each set of keys; the result has their dtype.
+        outputs: attention over each set of keys; the result has their dtype.
         lses: logarithm of the sum of the exponentials of the scores over each set; -inf where a set is empty.
 
     Returns:
@@ -58,8 +61,8 @@ def merge_attention(
         ValueError: nothing to merge, or shapes do not fit, in one sentence.
     """
     if not outputs or {(*lse.shape, outputs[0].shape[-1]) for lse in lses} != {tuple(o.shape) for o in outputs}:
-        found = f"{[tuple(o.shape) for o in outputs]} and {[tuple(lse.shape) for lse in lses]}"
-        raise ValueError(f"outputs must be one or more of one shape [b, h, t, d] and lses [b, h, t], found {found}")
+        shapes = f"{[tuple(o.shape) for o in outputs]} and {[tuple(lse.shape) for lse in lses]}"
+        raise ValueError(f"outputs must be one or more of one shape [b, h, t, d] and lses [b, h, t], found {shapes}")
     stacked = torch.stack(tuple(lses))
     lse = stacked.logsumexp(0)
     weights = (stacked - lse.masked_fill(lse == -torch.inf, 0)).exp()
@@ -68,22 +71,25 @@ def merge_attention(
 
 
 def run_backend(
-    kernel: Kernel, backend: str | None, tensors: tuple[Tensor, ...], places: Int[Tensor, ...], options: Mapping
+    kernel: Kernel,
+    backend: str | None,
+    tensors: tuple[Tensor, ...],
+    places: Int[Tensor, "..."],
+    options: Mapping[str, Any],
 ) -> Any:
     """Run a backend on ``(*tensors, places)``; gradients of `tensors` are those of the specification, run again.
 
     Without a name it is the one for their device, or the specification where they are float64.
+
+    Raises:
+        ValueError: there is no such backend.
+        ImportError: the backend needs a package that is not installed.
     """
-    backend = backend or default_backend(kernel, tensors[0])
+    backend = backend or kernel.exact_backend(tensors[0])
     function = kernel.function(backend)
     if backend == "naive" or not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)):
         return function(*tensors, places, **options)
     return _NaiveGradient.apply(kernel.naive, function, places, options, *tensors)
-
-
-def default_backend(kernel: Kernel, query: Tensor) -> str:
-    """Return the name of the backend for the device of `query`, or ``naive`` where it is float64."""
-    return "naive" if query.dtype == torch.float64 else kernel.chosen_backend(query.device)
 
 
 class _NaiveGradient(torch.autograd.Function):
@@ -101,28 +107,25 @@ class _NaiveGradient(torch.autograd.Function):
         wanted = ctx.needs_input_grad[4:]
         with torch.enable_grad():
             fresh = [tensor.detach().requires_grad_(needed) for tensor, needed in zip(tensors, wanted, strict=True)]
-            found = ctx.naive(*fresh, places, **ctx.options)
-        outputs = (found,) if isinstance(found, Tensor) else found
+            output = ctx.naive(*fresh, places, **ctx.options)
+        outputs = (output,) if isinstance(output, Tensor) else output
         leaves = [tensor for tensor in fresh if tensor.requires_grad]
         gradients = iter(torch.autograd.grad(outputs, leaves, outer))
         return None, None, None, None, *(next(gradients) if needed else None for needed in wanted)
 
 
-def check_shapes(query: Tensor, key: Tensor, value: Tensor | None = None) -> None:
+def check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:
     """Refuse tensors that no attention can take.
 
     Raises:
         ValueError: shapes or dtypes do not fit, in one sentence.
     """
-    tensors = {"query": query, "key": key} | ({} if value is None else {"value": value})
-
-    def found() -> str:
-        return ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
-
-    if query.ndim != 4 or key.ndim != 4 or (value is not None and value.shape != key.shape):
-        raise ValueError(f"query must be [b, h, t, d] and keys (and values) [b, g, n, d], found {found()}")
+    tensors = {"query": query, "key": key, "value": value}
+    shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
+    if query.ndim != 4 or key.ndim != 4 or value.shape != key.shape:
+        raise ValueError(f"query must be [b, h, t, d] and keys and values [b, g, n, d], found {shapes}")
     if query.shape[0] != key.shape[0] or query.shape[3] != key.shape[3] or key.numel() == 0 or query.numel() == 0:
-        raise ValueError(f"query and key must have one batch and one head size, none of them empty, found {found()}")
+        raise ValueError(f"query and key must have one batch and one head size, none of them empty, found {shapes}")
     if query.shape[1] % key.shape[1]:
         raise ValueError(f"{query.shape[1]} query heads are not a multiple of {key.shape[1]} KV heads")
     if len({tensor.dtype for tensor in tensors.values()}) > 1 or not query.is_floating_point():

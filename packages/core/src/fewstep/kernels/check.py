@@ -1,4 +1,4 @@
-"""Check kernels on the machine at hand, and compile them for GPUs that are not here.
+"""Comparison of every backend of a kernel with its specification, on the machine at hand.
 
 ``python -m fewstep.kernels.check module:KERNEL`` compares one kernel's Triton version in this process.
 """
@@ -8,40 +8,20 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import re
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from fewstep.cards import import_target
 
-from . import Case, Kernel, Signature
-
-TARGETS = {
-    "sm_80": ("cuda", 80, 32, 163),
-    "sm_90": ("cuda", 90, 32, 227),
-    "sm_120": ("cuda", 120, 32, 99),
-    "gfx942": ("hip", "gfx942", 64, 64),
-}
-"""Name to Triton's backend, architecture, threads of a warp, and KiB of shared memory that one program may use."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """One line of ``fewstep kernels``."""
-
-    kernel: str
-    what: str
-    ok: bool
-    detail: str
-    seconds: float
+from . import Case, Kernel, Result
+from .ahead import compile_ahead, known_target, one_line
 
 
 class MismatchError(Exception):
@@ -55,12 +35,12 @@ def report(kernels: list[Kernel], *, check: bool, targets: list[str]) -> list[di
         ValueError: a target is unknown.
     """
     for target in targets:
-        _known(target)
-    found = []
+        known_target(target)
+    results = []
     for kernel in kernels:
-        found += check_backends(kernel) if check else []
-        found += [compile_ahead(kernel, target) for target in targets]
-    return [asdict(result) for result in found]
+        results += check_backends(kernel) if check else []
+        results += [compile_ahead(kernel, target) for target in targets]
+    return [asdict(result) for result in results]
 
 
 def check_backends(kernel: Kernel) -> list[Result]:
@@ -75,19 +55,15 @@ def check_backends(kernel: Kernel) -> list[Result]:
 
 def numerics(kernel: Kernel, backend: str, device: str = "cpu") -> Result:
     """Compare one backend with the specification in this process: values, outputs fully written, same answer twice."""
-    what, start, name, errors = (
-        backend if device == "cpu" else f"{backend} on {device}",
-        time.perf_counter(),
-        backend,
-        [],
-    )
+    what, start = backend if device == "cpu" else f"{backend} on {device}", time.perf_counter()
+    name, errors = backend, []
     try:
         function = kernel.function(backend)
         for case in kernel.cases():
             name = case.name
             errors.append(difference(kernel, function, case.to(device)))
     except Exception as error:  # a kernel may fail in any way; the report says in which case and how
-        return Result(kernel.name, what, False, f"{name}: {_one_line(error)}", time.perf_counter() - start)
+        return Result(kernel.name, what, False, f"{name}: {one_line(error)}", time.perf_counter() - start)
     detail = f"max error {max(errors):.1e} in {len(errors)} cases" if errors else "no cases to compare"
     return Result(kernel.name, what, bool(errors), detail, time.perf_counter() - start)
 
@@ -123,8 +99,13 @@ def _difference(allowed: float, first: torch.Tensor, second: torch.Tensor, expec
     return error
 
 
-def _outputs(found: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    return (found,) if isinstance(found, torch.Tensor) else tuple(found)
+def _outputs(output: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return (output,) if isinstance(output, torch.Tensor) else tuple(output)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise MismatchError(message)
 
 
 @contextmanager
@@ -147,89 +128,14 @@ def interpreted(kernel: Kernel) -> Result:
     if not importlib.util.find_spec("triton"):
         return Result(kernel.name, what, True, "triton not installed, skipped", 0.0)
     # Triton reads the variable when it is imported, which this process may have done already
-    command, env = (
-        [sys.executable, "-m", "fewstep.kernels.check", kernel.target],
-        os.environ | {"TRITON_INTERPRET": "1"},
-    )
+    command = [sys.executable, "-m", "fewstep.kernels.check", kernel.target]
+    env = os.environ | {"TRITON_INTERPRET": "1"}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - start
     if done.returncode:
         return Result(kernel.name, what, False, (done.stderr.strip() or "no output").splitlines()[-1], seconds)
     answer = json.loads(done.stdout.splitlines()[-1])
     return Result(kernel.name, what, answer["ok"], answer["detail"], seconds)
-
-
-def compile_ahead(kernel: Kernel, target: str) -> Result:
-    """Compile every signature of the kernel to machine code for `target`: no spills, shared memory within its limit.
-
-    Raises:
-        ValueError: the target is unknown.
-    """
-    limit, start = _known(target)[3] * 1024, time.perf_counter()
-    if not kernel.signatures:
-        return Result(kernel.name, target, True, "has no triton version", 0.0)
-    if not importlib.util.find_spec("triton"):
-        return Result(kernel.name, target, False, "triton is not installed, which compiles it: pip install triton", 0.0)
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        return Result(kernel.name, target, False, "TRITON_INTERPRET=1 turns the compiler off: unset it", 0.0)
-    usages = []
-    for signature in import_target(kernel.signatures)():
-        try:
-            usages.append(compiled_usage(signature, target))
-        except Exception as error:  # compilers fail in many ways; the report says for which signature and how
-            detail = f"{signature.name}: {_one_line(error)}"
-            return Result(kernel.name, target, False, detail, time.perf_counter() - start)
-    spilled, shared, registers = (max(usage[key] for usage in usages) for key in ("spilled", "shared", "registers"))
-    detail = f"{spilled} spills, {shared / 1024:.1f} KB shared, {registers} registers"
-    return Result(kernel.name, target, not spilled and shared <= limit, detail, time.perf_counter() - start)
-
-
-def compiled_usage(signature: Signature, target: str) -> dict[str, int]:
-    """Compile one signature: ``spilled`` (0 if nothing spills), ``shared`` bytes, ``registers`` of a thread."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    names = signature.function.arg_names
-    types = {name: signature.types.get(name, "constexpr") for name in names}
-    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in signature.aligned}
-    source = ASTSource(signature.function, types, dict(signature.constants), attributes)
-    compiled = triton.compile(source, target=GPUTarget(*_known(target)[:3]), options={"num_warps": signature.warps})
-    usage = _amd_usage(compiled.asm["amdgcn"]) if "amdgcn" in compiled.asm else _nvidia_usage(compiled.asm["cubin"])
-    return usage | {"shared": compiled.metadata.shared}
-
-
-def _amd_usage(assembly: str) -> dict[str, int]:
-    found = {key: int(value) for key, value in re.findall(r"\.(\w+_count):\s+(\d+)", assembly)}
-    return {"spilled": found["vgpr_spill_count"] + found["sgpr_spill_count"], "registers": found["vgpr_count"]}
-
-
-def _nvidia_usage(cubin: bytes) -> dict[str, int]:
-    import triton
-
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
-    # Triton keeps no arrays on the stack, so bytes of stack are spilled registers
-    return {"spilled": found["STACK"] + found["LOCAL"], "registers": found["REG"]}
-
-
-def _known(target: str) -> tuple:
-    if target not in TARGETS:
-        raise ValueError(f"unknown compile target {target!r}; supported: {', '.join(TARGETS)}")
-    return TARGETS[target]
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise MismatchError(message)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 if __name__ == "__main__":

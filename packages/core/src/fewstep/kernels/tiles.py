@@ -1,8 +1,7 @@
-"""What the Triton attention kernels share: tile sizes, loading, and one step of the online softmax."""
+"""Shared parts of the Triton kernels: devices, strides, tile sizes, loading, and one step of the online softmax."""
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -17,33 +16,24 @@ def load_rows(start, rows, stride, there, D: tl.constexpr, DP: tl.constexpr, WID
     """Rows of a matrix of ``D`` columns, padded to ``DP`` with 0; `WIDE` for an interpreter without bf16 products."""
     dim = tl.arange(0, DP)
     at = start + rows.to(tl.int64)[:, None] * stride + dim[None, :]
-    found = tl.load(at, there[:, None] & (dim < D)[None, :], other=0.0)
-    return found.to(tl.float32) if WIDE else found
-
-
-@triton.jit
-def dot_scores(query, keys, there, scale):
-    """Scores in units of log 2, -inf where no key is."""
-    scores = tl.dot(query, tl.trans(keys), input_precision="ieee") * scale
-    return tl.where(there[None, :], scores, -float("inf"))
-
-
-@triton.jit
-def online_sum(scores, most, total):
-    """Greatest score and sum of exponentials with one more tile, its weights, and what earlier sums shrink by."""
-    new = tl.maximum(most, tl.max(scores, 1))
-    safe = tl.where(new == -float("inf"), 0.0, new)
-    weights = tl.exp2(scores - safe[:, None])
-    shrink = tl.exp2(most - safe)
-    return new, total * shrink + tl.sum(weights, 1), weights, shrink
+    values = tl.load(at, there[:, None] & (dim < D)[None, :], other=0.0)
+    return values.to(tl.float32) if WIDE else values
 
 
 @triton.jit
 def online_step(output, most, total, query, keys, values, there, scale):
-    """Output, greatest score and sum of exponentials with one more tile of keys and values."""
-    most, total, weights, shrink = online_sum(dot_scores(query, keys, there, scale), most, total)
+    """Output, greatest score and sum of exponentials with one more tile of keys and values; scores in units of log 2.
+
+    The recurrence of online softmax (Milakov and Gimelshein, arXiv 1805.02867): earlier sums shrink by ``2^(m - m')``.
+    """
+    scores = tl.dot(query, tl.trans(keys), input_precision="ieee") * scale
+    scores = tl.where(there[None, :], scores, -float("inf"))
+    new = tl.maximum(most, tl.max(scores, 1))
+    safe = tl.where(new == -float("inf"), 0.0, new)
+    weights = tl.exp2(scores - safe[:, None])
+    shrink = tl.exp2(most - safe)
     output = output * shrink[:, None] + tl.dot(weights.to(values.dtype), values, input_precision="ieee")
-    return output, most, total
+    return output, new, total * shrink + tl.sum(weights, 1)
 
 
 @triton.jit
@@ -66,8 +56,18 @@ def warps(dim: int, size: int) -> int:
 
 
 def interpreting() -> bool:
-    """Whether Triton runs its interpreter, on the CPU."""
+    """True where Triton runs its interpreter, on the CPU."""
     return not isinstance(load_rows, triton.JITFunction)
+
+
+def check_device(tensor: Tensor) -> None:
+    """Refuse a tensor that Triton cannot read.
+
+    Raises:
+        ValueError: it is not on a GPU and Triton's interpreter is off.
+    """
+    if not tensor.is_cuda and not interpreting():
+        raise ValueError(f"the triton backend needs tensors on a GPU, found {tensor.device}, or TRITON_INTERPRET=1")
 
 
 def on_gpu(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -76,17 +76,10 @@ def on_gpu(*tensors: Tensor) -> tuple[Tensor, ...]:
     Raises:
         ValueError: they are not on a GPU and Triton's interpreter is off.
     """
-    if not tensors[0].is_cuda and not interpreting():
-        raise ValueError(f"the triton backend needs tensors on a GPU, found {tensors[0].device}, or TRITON_INTERPRET=1")
+    check_device(tensors[0])
     return tuple(tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in tensors)
 
 
 def strides(*tensors: Tensor) -> tuple[int, ...]:
     """All strides but those of the last dimensions."""
     return tuple(stride for tensor in tensors for stride in tensor.stride()[:-1])
-
-
-def splits(count: int, programs: int, device: torch.device) -> int:
-    """Parts of the keys that keep all multiprocessors busy, each of at least 256 keys."""
-    busy = torch.cuda.get_device_properties(device).multi_processor_count * 2 if device.type == "cuda" else 4
-    return max(1, min(-(-count // 256) if device.type == "cuda" else -(-count // 32), -(-busy // programs)))

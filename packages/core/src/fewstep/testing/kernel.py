@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import inspect
 
 import pytest
 import torch
 
 from fewstep.cards import import_target
 from fewstep.kernels import Kernel
-from fewstep.kernels.check import TARGETS, compile_ahead, interpreted, numerics
+from fewstep.kernels.ahead import TARGETS, compile_ahead
+from fewstep.kernels.check import interpreted, numerics
 
 needs_triton = pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="triton is not installed")
 
 
 class KernelSuite:
-    """What every kernel must do. Values, fully written outputs and repeatability are one comparison per backend.
+    """Conformance tests of a kernel. Values, fully written outputs and repeatability are one comparison per backend.
 
     ::
 
@@ -31,6 +34,17 @@ class KernelSuite:
 
     def test_target_is_this_kernel(self, kernel: Kernel):
         assert import_target(kernel.target) is kernel
+
+    def test_shapes_are_those_of_the_specification(self, kernel: Kernel):
+        """The annotations of the specification are checked when it runs; those of every other version equal them."""
+        module, fast = kernel.target.partition(":")[0], dict(kernel.fast)
+        if not importlib.util.find_spec("triton"):
+            fast.pop("triton", None)
+        public = getattr(importlib.import_module(module), kernel.naive.__name__)
+        expected = {name: one.annotation for name, one in inspect.signature(kernel.naive).parameters.items()}
+        for function in (public, *map(import_target, fast.values())):
+            parameters = inspect.signature(function).parameters
+            assert {name: parameters[name].annotation for name in expected} == expected, function
 
     def test_cases_cover_dtypes_and_odd_sizes(self, kernel: Kernel):
         tensors = [tensor for case in kernel.cases() for tensor in case.args]

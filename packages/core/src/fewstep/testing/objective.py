@@ -39,12 +39,12 @@ class ObjectiveSuite:
         raise NotImplementedError("give the suite a fixture named case that returns an ObjectiveCase")
 
     def losses(self, case: ObjectiveCase, seed: int = 0) -> dict[str, dict[str, torch.Tensor]]:
-        """The parts of each phase of the step, by role, each role's from its first phase."""
-        found: dict[str, dict[str, torch.Tensor]] = {}
+        """Loss parts of the first phase of each role in the step."""
+        by_role: dict[str, dict[str, torch.Tensor]] = {}
         for role in case.objective.phases(case.step):
             parts = case.objective.losses(role, case.batch(seed), case.step)
-            found.setdefault(role, dict(parts))
-        return found
+            by_role.setdefault(role, dict(parts))
+        return by_role
 
     def test_phases_name_roles_that_are_there(self, case: ObjectiveCase):
         phases = case.objective.phases(case.step)
@@ -59,13 +59,13 @@ class ObjectiveSuite:
 
     def test_names_do_not_depend_on_what_was_drawn(self, case: ObjectiveCase):
         """Ranks draw different samples and must agree on the names."""
-        found: dict[str, set[tuple[frozenset[str], frozenset[str]]]] = {}
+        seen: dict[str, set[tuple[frozenset[str], frozenset[str]]]] = {}
         for seed in range(8):
             for role in case.objective.phases(case.step):
                 batch = case.batch(seed)
                 parts = case.objective.losses(role, batch, case.step)
-                found.setdefault(role, set()).add((frozenset(parts), frozenset(batch.metrics)))
-        assert all(len(names) == 1 for names in found.values()), found
+                seen.setdefault(role, set()).add((frozenset(parts), frozenset(batch.metrics)))
+        assert all(len(names) == 1 for names in seen.values()), seen
 
     def test_only_the_updated_role_gets_a_gradient(self, case: ObjectiveCase):
         roles = case.objective.roles

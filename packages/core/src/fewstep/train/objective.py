@@ -65,7 +65,13 @@ class MetaData:
     """Data on the meta device, for dry runs: shapes without numbers."""
 
     def __init__(
-        self, shape: tuple[int, ...], *, cond: tuple[int, ...] = (), uncond: bool = False, x0: bool = False
+        self,
+        shape: tuple[int, ...],
+        *,
+        cond: tuple[int, ...] = (),
+        uncond: bool = False,
+        x0: bool = False,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         """Describe the data.
 
@@ -74,14 +80,15 @@ class MetaData:
             cond: shape of the condition of one sample.
             uncond: there is a condition without a prompt, of the same shape.
             x0: there are clean latents too.
+            dtype: of the conditions: whole numbers for tokens and labels.
         """
-        self.shape, self.cond, self.x0 = shape, cond, x0
-        self.uncond = torch.empty(1, *cond, device="meta") if uncond else None
+        self.shape, self.cond, self.x0, self.dtype = shape, cond, x0, dtype
+        self.uncond = torch.empty(1, *cond, dtype=dtype, device="meta") if uncond else None
 
     def draw(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Conditions ``[size, *cond]``, and latents ``[size, *shape]`` where there are any."""
         x0 = torch.empty(size, *self.shape, device="meta") if self.x0 else None
-        return torch.empty(size, *self.cond, device="meta"), x0
+        return torch.empty(size, *self.cond, dtype=self.dtype, device="meta"), x0
 
 
 class Objective(Protocol):

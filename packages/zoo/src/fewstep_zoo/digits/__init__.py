@@ -1,1 +1,1 @@
-"""Moving digits: clips, a video teacher of the Wan classes, a judge, and the task that measures with them."""
+"""Moving digits: clips, a Wan video teacher, a judge, and the tasks that measure with them."""

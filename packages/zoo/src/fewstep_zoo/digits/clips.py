@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .words import DIGITS, DIRECTIONS, Asked
+from .words import DIGITS, DIRECTIONS, Label
 
 CANVAS, FRAMES, SIDE = 16, 6, 8
 SHAPE = (1, FRAMES, CANVAS, CANVAS)
-"""Of one clip: channels, frames, rows, columns."""
+"""Shape of one clip: channels, frames, rows, columns."""
 PIXELS_PER_FRAME = (0.3, 1.0)
 """By speed: slow and fast."""
 FAST = 0.3
@@ -29,7 +29,7 @@ Split = Literal["train", "held-out"]
 
 @dataclass(frozen=True)
 class Clips:
-    """A batch of clips with what is true of them."""
+    """A batch of clips and their labels."""
 
     pixels: Float[Tensor, "b 1 f h w"]
     """From -1 (background) to 1 (ink)."""
@@ -37,10 +37,10 @@ class Clips:
     direction: Int[Tensor, " b"]
     speed: Int[Tensor, " b"]
 
-    def asked(self) -> list[Asked]:
-        """What a prompt would have to ask to get each of these clips."""
+    def labels(self) -> list[Label]:
+        """The label of each clip; its prompt asks for that clip."""
         rows = torch.stack([self.digit, self.direction, self.speed], 1).tolist()
-        return [Asked(*row) for row in rows]
+        return [Label(*row) for row in rows]
 
 
 @functools.cache
@@ -56,23 +56,23 @@ def images(split: Split) -> tuple[Float[Tensor, "n 8 8"], Int[Tensor, " digits"]
     return torch.as_tensor(data.images).float()[keep][order] / 16, digit.bincount(minlength=len(DIGITS))
 
 
-def draw_labels(count: int, generator: torch.Generator) -> list[Asked]:
-    """Labels of `count` clips: digits and directions alike often, `FAST` of them fast."""
+def draw_labels(count: int, generator: torch.Generator) -> list[Label]:
+    """Draw labels of `count` clips: digits and directions alike often, `FAST` of them fast."""
     digit = torch.randint(len(DIGITS), (count,), generator=generator)
     direction = torch.randint(len(DIRECTIONS), (count,), generator=generator)
     speed = torch.rand(count, generator=generator) < FAST
-    return [Asked(*row) for row in torch.stack([digit, direction, speed.long()], 1).tolist()]
+    return [Label(*row) for row in torch.stack([digit, direction, speed.long()], 1).tolist()]
 
 
-def make(labels: Sequence[Asked], split: Split, generator: torch.Generator) -> Clips:
-    """Clips with these labels (all three given), each of an image and a start drawn from `generator`.
+def make(labels: Sequence[Label], split: Split, generator: torch.Generator) -> Clips:
+    """Draw clips of these labels (nothing open), each of an image and a start that `generator` chooses.
 
     Raises:
         ValueError: a label leaves something open.
     """
-    if any(None in (a.digit, a.direction, a.speed) for a in labels):
+    if any(None in (label.digit, label.direction, label.speed) for label in labels):
         raise ValueError("a clip needs a digit, a direction and a speed")
-    digit, direction, speed = torch.tensor([[a.digit, a.direction, a.speed] for a in labels]).T
+    digit, direction, speed = torch.tensor([[label.digit, label.direction, label.speed] for label in labels]).T
     every, count = images(split)
     first = count.cumsum(0) - count
     chosen = first[digit] + (torch.rand(len(digit), generator=generator) * count[digit]).long()
@@ -89,7 +89,7 @@ def velocity(direction: Int[Tensor, " b"], speed: Int[Tensor, " b"]) -> Float[Te
 
 
 def _start(moved: Float[Tensor, "b 2"], generator: torch.Generator) -> Float[Tensor, "b 2"]:
-    """So that the middle of the path is within `JITTER` of the middle of the canvas, and no edge is met too early."""
+    """Start of a path whose middle is within `JITTER` of that of the canvas, and that meets no edge too early."""
     room = CANVAS - SIDE
     middle = room / 2 - moved * (FRAMES - 1) / 2
     low = torch.maximum(middle - JITTER, (-KEPT * moved).clamp(min=0))

@@ -13,7 +13,7 @@ from torch import Tensor
 from . import clips
 from .clips import SHAPE, Split
 from .model import TOKENS
-from .words import Asked
+from .words import Label
 
 
 class Prompts:
@@ -27,10 +27,10 @@ class Prompts:
     def __call__(self, prompts: Sequence[str]) -> Float[Tensor, "b t d"]:
         """Embeddings ``[B, T, d]`` as the pipeline itself makes them, padding zeroed."""
         if new := [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._known]:
-            found, _ = self._pipe.encode_prompt(
+            embeddings, _ = self._pipe.encode_prompt(
                 new, do_classifier_free_guidance=False, max_sequence_length=TOKENS, device=torch.device("cpu")
             )
-            self._known.update(zip(new, found, strict=True))
+            self._known.update(zip(new, embeddings, strict=True))
         return torch.stack([self._known[prompt] for prompt in prompts])
 
 
@@ -53,8 +53,8 @@ class PromptedClips:
         """Embeddings and clips."""
         made = clips.make(clips.draw_labels(size, generator), self.split, generator)
         left_open = torch.rand(size, 2, generator=generator) < self.open
-        said = [_without(a, *row) for a, row in zip(made.asked(), left_open.tolist(), strict=True)]
-        return self.prompts([asked.prompt() for asked in said]), made.pixels
+        labels = [_without(label, *row) for label, row in zip(made.labels(), left_open.tolist(), strict=True)]
+        return self.prompts([label.prompt() for label in labels]), made.pixels
 
 
 @dataclass(eq=False, kw_only=True)
@@ -71,5 +71,5 @@ class LabelledClips:
         return torch.stack([made.digit, made.direction, made.speed], 1), made.pixels
 
 
-def _without(asked: Asked, direction: bool, speed: bool) -> Asked:
-    return replace(asked, direction=None if direction else asked.direction, speed=None if speed else asked.speed)
+def _without(label: Label, direction: bool, speed: bool) -> Label:
+    return replace(label, direction=None if direction else label.direction, speed=None if speed else label.speed)

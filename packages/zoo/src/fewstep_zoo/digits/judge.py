@@ -1,4 +1,4 @@
-"""`DigitsJudge`: a small 3-D CNN that says which digit a clip shows, where it moves, and how fast."""
+"""`DigitsJudge`: a small 3-D CNN that classifies digit, direction and speed of a clip."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from diffusers.configuration_utils import register_to_config
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .words import DIGITS, DIRECTIONS, SPEEDS, Asked
+from .words import DIGITS, DIRECTIONS, SPEEDS, Label
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the judge sees in a batch of clips."""
+    """Output of the judge for a batch of clips."""
 
     digit: Float[Tensor, "b 10"]
+    """Logits, as the next two."""
     direction: Float[Tensor, "b 8"]
     speed: Float[Tensor, "b 2"]
-    """Logits, as the two above."""
     features: Float[Tensor, "b d"]
     """The penultimate layer."""
     frame_digit: Float[Tensor, "b f 10"]
     """Logits of the digit in each single frame."""
 
-    def right(self, asked: Sequence[Asked]) -> Float[Tensor, "b 3"]:
-        """1 where digit, direction and speed are as asked; what a prompt leaves open is always right."""
+    def right(self, labels: Sequence[Label]) -> Float[Tensor, "b 3"]:
+        """1 where digit, direction and speed are those of the labels; parts that are left open are always right."""
         seen = torch.stack([logits.argmax(-1) for logits in (self.digit, self.direction, self.speed)], 1)
-        wanted = [[-1 if part is None else part for part in (a.digit, a.direction, a.speed)] for a in asked]
-        want = torch.tensor(wanted, device=seen.device)
-        return ((seen == want) | (want < 0)).float()
+        rows = [[-1 if part is None else part for part in (a.digit, a.direction, a.speed)] for a in labels]
+        wanted = torch.tensor(rows, device=seen.device)
+        return ((seen == wanted) | (wanted < 0)).float()
 
 
 class DigitsJudge(ModelMixin, ConfigMixin):

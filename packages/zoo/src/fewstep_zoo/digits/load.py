@@ -1,4 +1,4 @@
-"""The trained models of moving digits, which come with this package."""
+"""Loaders of the trained models of moving digits."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ WEIGHTS = Path(__file__).parents[1] / "weights"
 
 
 def teacher(*, dtype: str = "float32", device: str = "cpu") -> Loaded:
-    """``digits-wan``: a stock `WanPipeline` without a VAE, see `fewstep_zoo.digits.model.make` for its call."""
+    """Load ``digits-wan``: a stock `WanPipeline` without a VAE; see `fewstep_zoo.digits.model.make` for its call."""
     loaded = from_folder(WEIGHTS / "digits-wan", name="digits-wan", dtype=dtype, device=device, weights="trained")
     loaded.model.set_progress_bar_config(disable=True)
     return loaded
 
 
 def judge(*, dtype: str = "float32", device: str = "cpu") -> Loaded:
-    """``digits-judge``: a `DigitsJudge`."""
+    """Load ``digits-judge``: a `DigitsJudge`."""
     import torch
 
     network = read_judge(WEIGHTS / "digits-judge").to(device, getattr(torch, dtype))
@@ -31,12 +31,12 @@ def judge(*, dtype: str = "float32", device: str = "cpu") -> Loaded:
 
 @functools.cache
 def shared_judge() -> DigitsJudge:
-    """The judge on the CPU in float32, read once in a process: what `moving-digits` scores with."""
+    """The judge on the CPU in float32, read once in a process; `moving-digits` scores with it."""
     return read_judge(WEIGHTS / "digits-judge")
 
 
 def read_judge(folder: Path) -> DigitsJudge:
-    """A saved judge, without gradients.
+    """Read a saved judge, without gradients.
 
     Raises:
         BadFileError: the folder lacks a weight, or its file is damaged or missing.

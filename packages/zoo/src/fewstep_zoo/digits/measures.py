@@ -1,4 +1,4 @@
-"""What a set of clips is worth: distance to real clips, motion, consistency over time, and noise."""
+"""Metrics of a set of clips: distance to real clips, motion, consistency over time, and noise."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ PHASES = 8
 
 
 def frechet(ours: Float[Tensor, "n d"], real: Float[Tensor, "m d"]) -> float:
-    """Frechet distance between Gaussians fitted to two sets of features (Heusel et al., 1706.08500, equation 6).
+    """Frechet distance between Gaussians fitted to two sets of features (arXiv 1706.08500, equation 6).
+
+        |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^1/2)
 
     Raises:
         ValueError: a set has fewer than two members.
@@ -73,7 +75,7 @@ def _centred(pixels: Float[Tensor, "b 1 f h w"]) -> Float[Tensor, "b 1 f h w"]:
 
 
 def noise(pixels: Float[Tensor, "b 1 f h w"]) -> Float[Tensor, " b"]:
-    """Root mean square of what no single picture, drawn by `clips.render` along the clip's own path, explains.
+    """Root mean square of the part that no single picture, drawn by `clips.render` along the clip's path, explains.
 
     Drawing at a corner p multiplies the spectrum of a picture by H(p), so the best picture and what it leaves have a
     closed form per frequency: sum |X_f|^2 - |sum conj(H_f) X_f|^2 / sum |H_f|^2, summed over the frames f. The path
@@ -89,21 +91,21 @@ def noise(pixels: Float[Tensor, "b 1 f h w"]) -> Float[Tensor, " b"]:
         for column in columns:
             drawn = row[..., :, None] * column[..., None, :]
             match = (drawn.conj() * spectrum).sum(1).abs().square()
-            found = (match / drawn.abs().square().sum(1).clamp(min=1e-9)).sum((1, 2))
-            explained = torch.maximum(explained, found)
+            energy = (match / drawn.abs().square().sum(1).clamp(min=1e-9)).sum((1, 2))
+            explained = torch.maximum(explained, energy)
     left = spectrum.abs().square().sum((1, 2, 3)) - explained
     cells = frames[0].numel() * frames.shape[-2] * frames.shape[-1]  # Parseval: the transform is not normalised
     return 2 * (left.clamp(min=0) / cells).sqrt().float()
 
 
 def _transfers(path: Float[Tensor, "b f"], size: int) -> list[Complex[Tensor, "b f size"]]:
-    """The spectrum of a bilinear dot along one axis, for each sub-pixel start."""
+    """Spectra of a bilinear dot along one axis, one for each sub-pixel start."""
     omega = 2 * torch.pi * torch.fft.fftfreq(size, dtype=torch.float64)
-    found = []
+    spectra = []
     for phase in range(PHASES):
         at = path + phase / PHASES
         whole = at.floor()
         part = (at - whole)[..., None]
         step = torch.exp(-1j * omega)
-        found.append(torch.exp(-1j * omega * whole[..., None]) * (1 - part + part * step))
-    return found
+        spectra.append(torch.exp(-1j * omega * whole[..., None]) * (1 - part + part * step))
+    return spectra

@@ -15,7 +15,7 @@ TEXT_WIDTH = 32
 SHIFT = 3.0
 """Time shift of training and of the teacher's scheduler."""
 STEPS, GUIDANCE = 30, 2.0
-"""With which the teacher is sampled."""
+"""Steps and guidance scale with which the teacher is sampled."""
 SPECIAL = ("<pad>", "</s>", "<unk>")
 TRANSFORMER = {
     "patch_size": (6, 2, 2),
@@ -84,7 +84,7 @@ def pipeline(network: Any) -> Any:
 
 
 def make(pipe: Any, prompts: list[str], start: Latent, *, steps: int = STEPS, guidance: float = GUIDANCE) -> Latent:
-    """Clips from prompts and noise ``[B, 1, F, H, W]``, on the CPU in float32; values are about -1 to 1."""
+    """Make clips from prompts and noise ``[B, 1, F, H, W]``, on the CPU in float32; values are about -1 to 1."""
     out = pipe(
         prompts,
         latents=start.to(pipe.device),

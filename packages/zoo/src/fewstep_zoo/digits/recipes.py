@@ -1,4 +1,4 @@
-"""How the models of this package were trained: each recipe rebuilds one in minutes on two cores."""
+"""Training recipes of the teacher and the judge of moving digits; each takes minutes on two cores."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from fewstep.train.roles import Role, Roles
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import clips, model, sheet
+from . import clips, model
 from .data import LabelledClips, PromptedClips, Prompts
 from .judge import DigitsJudge
+from .sample_grid import sample_grid
 
 FRAME_WEIGHT = 0.5
-"""Of the loss of single frames beside those of whole clips."""
+"""Weight of the loss of single frames beside those of whole clips."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ class Teacher(Recipe):
     open: float = 0.2
     """Chance that a prompt leaves the direction open; independently, the speed."""
     show: int = free(24)
-    """Clips on a sample sheet."""
+    """Clips on a sample grid."""
 
     def build(self, world: World) -> Job:
         pipe = model.pipeline(model.transformer(self.seed).train().to(world.device))
@@ -66,9 +67,9 @@ class Teacher(Recipe):
     @torch.no_grad()
     def sample_grid(self, job: Job) -> Any:
         generator = torch.Generator().manual_seed(self.seed)
-        prompts = [asked.prompt() for asked in clips.draw_labels(self.show, generator)]
+        prompts = [label.prompt() for label in clips.draw_labels(self.show, generator)]
         start = torch.randn(self.show, *clips.SHAPE, generator=generator)
-        return sheet.contact_sheet(model.make(job.pipe, prompts, start))
+        return sample_grid(model.make(job.pipe, prompts, start))
 
     def finish(self, job: Job, network: torch.nn.Module, folder: Path) -> None:
         job.pipe.transformer = network
@@ -94,7 +95,10 @@ class Judge(Recipe):
 
     def skeleton(self) -> Job:
         with torch.device("meta"):
-            return Job(objective=_judging(DigitsJudge().train()), data=MetaData(clips.SHAPE, cond=(3,), x0=True))
+            return Job(
+                objective=_judging(DigitsJudge().train()),
+                data=MetaData(clips.SHAPE, cond=(3,), x0=True, dtype=torch.int64),
+            )
 
     def optimisers(self) -> Mapping[str, AdamW]:
         return {"student": self.student}
@@ -112,7 +116,7 @@ def _judging(network: DigitsJudge) -> Classification:
 
 @dataclass(eq=False, kw_only=True)
 class Classification:
-    """Cross entropy of everything that `DigitsJudge` says; conditions are labels ``[B, 3]``."""
+    """Cross entropy of all outputs of `DigitsJudge`; conditions are labels ``[B, 3]``."""
 
     roles: Roles
     """``student``: the judge."""
@@ -123,10 +127,10 @@ class Classification:
     def losses(self, role: str, batch: Batch, step: int) -> Mapping[str, Tensor]:
         digit, direction, speed = batch.cond.long().unbind(1)
         verdict = self.roles.student.network(batch.x0)
-        each = digit[:, None].expand(verdict.frame_digit.shape[:2])
+        in_frames = digit[:, None].expand(verdict.frame_digit.shape[:2])
         return {
             "digit": F.cross_entropy(verdict.digit, digit),
             "direction": F.cross_entropy(verdict.direction, direction),
             "speed": F.cross_entropy(verdict.speed, speed),
-            "frame": FRAME_WEIGHT * F.cross_entropy(verdict.frame_digit.flatten(0, 1), each.flatten()),
+            "frame": FRAME_WEIGHT * F.cross_entropy(verdict.frame_digit.flatten(0, 1), in_frames.flatten()),
         }

@@ -1,4 +1,4 @@
-"""The task ``moving-digits``: clips from prompts, timed, and scored by the judge against real clips."""
+"""Tasks of moving digits: ``moving-digits`` times and scores clips, ``time-to-quality`` compares trainings."""
 
 from __future__ import annotations
 
@@ -8,25 +8,29 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from fewstep.bench.task import Outcome, Sample
+from fewstep.bench import Outcome, Sample, TrainingTask
 from fewstep.contract import Loaded
 from fewstep.errors import UnsupportedModelError
-from fewstep.race.task import Race
 from jaxtyping import Float
 from torch import Tensor
 
-from . import clips, measures, model, sheet
+from . import clips, measures, model
 from .judge import DigitsJudge
 from .load import shared_judge
-from .words import Asked
+from .sample_grid import animation, png, sample_grid
+from .words import Label
 
 REAL = 4096
-"""Real clips that features are compared with."""
+"""Number of real clips whose features are compared with."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MovingDigits:
-    """Make clips of moving digits and score them; for `digits-wan` and its students."""
+    """Make clips of moving digits and score them; for `digits-wan` and its students.
+
+    Raises:
+        ValueError: a number is too small.
+    """
 
     clips: int = 256
     """Number of clips, with prompts drawn like those of training."""
@@ -37,7 +41,7 @@ class MovingDigits:
     guidance: float = model.GUIDANCE
     """Guidance scale of the unchanged model; a student makes none."""
     show: int = 24
-    """Clips on the animated sheet of the report."""
+    """Clips on the animated sample grid of the report."""
 
     def __post_init__(self) -> None:
         if self.clips < 2 or min(self.batch, self.steps, self.show) < 1:
@@ -50,7 +54,7 @@ class MovingDigits:
             UnsupportedModelError: the model is no Wan pipeline whose latents are moving digits.
         """
         pipe = _checked(loaded.model)
-        asked = clips.draw_labels(self.clips, generator)
+        labels = clips.draw_labels(self.clips, generator)
         start = torch.randn(self.clips, *clips.SHAPE, generator=generator)
         calls: list[int] = []
         counter = pipe.transformer.register_forward_pre_hook(
@@ -58,41 +62,41 @@ class MovingDigits:
         )
         try:
             began = time.perf_counter()
-            made = torch.cat([self._make(pipe, asked, start, at) for at in range(0, self.clips, self.batch)])
+            made = torch.cat([self._make(pipe, labels, start, at) for at in range(0, self.clips, self.batch)])
             seconds = (time.perf_counter() - began) / self.clips
         finally:
             counter.remove()
         return Outcome(
             seconds={"clip": seconds},
-            quality=assess(shared_judge(), made, asked),
+            quality=assess(shared_judge(), made, labels),
             counts={"network_calls": sum(calls) / self.clips},
             evidence=made,
-            samples=self._samples(made, asked),
+            samples=self._samples(made, labels),
         )
 
     def compare(self, outcome: Outcome, baseline: Outcome) -> dict[str, float]:
-        """Nothing: a student makes other clips from the same noise."""
+        """No metrics: a student makes other clips from the same noise."""
         return {}
 
     def small(self) -> MovingDigits:
-        """Four clips, two steps."""
+        """The same with four clips and two steps."""
         return replace(self, clips=4, batch=4, steps=2)
 
-    def _make(self, pipe: Any, asked: list[Asked], start: Tensor, at: int) -> Tensor:
+    def _make(self, pipe: Any, labels: list[Label], start: Tensor, at: int) -> Tensor:
         some = slice(at, at + self.batch)
-        prompts = [one.prompt() for one in asked[some]]
+        prompts = [label.prompt() for label in labels[some]]
         return model.make(pipe, prompts, start[some], steps=self.steps, guidance=self.guidance)
 
-    def _samples(self, made: Tensor, asked: list[Asked]) -> tuple[Sample, ...]:
-        said = ", ".join(one.prompt() for one in asked[: self.show])
+    def _samples(self, made: Tensor, labels: list[Label]) -> tuple[Sample, ...]:
+        prompts = ", ".join(label.prompt() for label in labels[: self.show])
         return (
-            Sample(title=f"moving: {said}", image=sheet.animation(made[: self.show])),
-            Sample(title="frame by frame", image=sheet.png(sheet.contact_sheet(made[: self.show]))),
+            Sample(title=f"moving: {prompts}", image=animation(made[: self.show])),
+            Sample(title="frame by frame", image=png(sample_grid(made[: self.show]))),
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class TimeToQuality(Race):
+class TimeToQuality(TrainingTask):
     """Seconds of training until the best Frechet distance that the baseline reaches, on moving digits."""
 
     metric = "frechet"
@@ -104,10 +108,10 @@ class TimeToQuality(Race):
 
 
 @torch.no_grad()
-def assess(judge: DigitsJudge, pixels: Float[Tensor, "b 1 f h w"], asked: list[Asked]) -> dict[str, float]:
-    """All figures of `measures` and the judge's: what the clips are worth as answers to what was asked."""
+def assess(judge: DigitsJudge, pixels: Float[Tensor, "b 1 f h w"], labels: list[Label]) -> dict[str, float]:
+    """Compute all metrics of `measures`, and the judge's accuracy against the labels that were asked for."""
     verdict = judge(pixels)
-    right = verdict.right(asked)
+    right = verdict.right(labels)
     return {
         "accuracy": right.prod(1).mean().item(),
         "digit_accuracy": right[:, 0].mean().item(),
@@ -121,9 +125,10 @@ def assess(judge: DigitsJudge, pixels: Float[Tensor, "b 1 f h w"], asked: list[A
 @functools.cache
 @torch.no_grad()
 def _real_features() -> Float[Tensor, "n d"]:
-    """Of real clips with labels as in training."""
+    """Features of real clips with labels as in training."""
     source = torch.Generator().manual_seed(0)
-    return shared_judge()(clips.make(clips.draw_labels(REAL, source), "train", source).pixels).features
+    pixels = clips.make(clips.draw_labels(REAL, source), "train", source).pixels
+    return torch.cat([shared_judge()(part).features for part in pixels.split(64)])  # faster than all at once
 
 
 def _checked(pipe: Any) -> Any:

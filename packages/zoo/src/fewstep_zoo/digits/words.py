@@ -1,4 +1,4 @@
-"""The closed language of moving digits: what a prompt can say, and the ids of what it says."""
+"""The closed language of moving digits: labels of clips as prompts, and back."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ GRAMMAR = "DIGIT [moving [DIRECTION] [slow|fast]], for example: three moving rig
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a prompt asks for; None where it leaves the choice to the model."""
+class Label:
+    """Digit, direction and speed of a clip, or of those that a prompt asks for; None where it leaves one open."""
 
     digit: int | None = None
     """0 to 9."""
@@ -23,23 +23,23 @@ class Asked:
     """Index into `SPEEDS`."""
 
     def prompt(self) -> str:
-        """``three moving right fast``, ``three moving fast``, ``three``; nothing asked is the empty prompt."""
+        """``three moving right fast``, ``three moving fast``, ``three``; the empty prompt leaves everything open."""
         if self.digit is None:
             return ""
-        said = [DIRECTIONS[self.direction]] if self.direction is not None else []
-        said += [SPEEDS[self.speed]] if self.speed is not None else []
-        return " ".join([DIGITS[self.digit], *(["moving", *said] if said else [])])
+        words = [DIRECTIONS[self.direction]] if self.direction is not None else []
+        words += [SPEEDS[self.speed]] if self.speed is not None else []
+        return " ".join([DIGITS[self.digit], *(["moving", *words] if words else [])])
 
 
-def parse(prompt: str) -> Asked:
-    """What `prompt` asks for.
+def parse(prompt: str) -> Label:
+    """Read the label that a prompt asks for.
 
     Raises:
-        ValueError: it is not of the grammar; the message says what is.
+        ValueError: the prompt is not of `GRAMMAR`, which the message quotes.
     """
     words = prompt.lower().split()
     if not words:
-        return Asked()
+        return Label()
     digit, rest = words[0], words[1:]
     if rest[:1] == ["moving"]:
         rest = rest[1:]
@@ -47,4 +47,4 @@ def parse(prompt: str) -> Asked:
     speed = SPEEDS.index(rest.pop(0)) if rest and rest[0] in SPEEDS else None
     if digit not in DIGITS or rest:
         raise ValueError(f"{prompt!r} is no prompt for moving digits; they read: {GRAMMAR}")
-    return Asked(DIGITS.index(digit), direction, speed)
+    return Label(DIGITS.index(digit), direction, speed)

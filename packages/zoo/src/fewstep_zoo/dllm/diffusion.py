@@ -1,4 +1,4 @@
-"""The loss of masked diffusion, and the bound on the likelihood that it estimates (LLaDA, arXiv 2502.09992)."""
+"""The loss of masked diffusion and the bound on the likelihood that it estimates (LLaDA, arXiv 2502.09992)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 
 def tokens_to_logits(network: Any, noisy: Tensor, sigma: Tensor, cond: Int[Tensor, "b n"]) -> Float[Tensor, "b n v"]:
-    """How a role calls its network: partly masked tokens are the condition, and there is no other input."""
+    """Call of the network for a `Role`: partly masked tokens are the condition, and there is no other input."""
     return network(cond, use_cache=False).logits
 
 
@@ -26,7 +26,9 @@ def nats(logits: Float[Tensor, "b n v"], tokens: Int[Tensor, "b n"]) -> Float[Te
 
 @dataclass(eq=False, kw_only=True)
 class MaskedDiffusion:
-    """``E_t [ 1/t  sum_{i masked} -log p(x_i | x_t) ] / n``, LLaDA equation 3; conditions are tokens ``[B, n]``.
+    """The loss of masked diffusion (LLaDA, equation 3); conditions are tokens ``[B, n]``.
+
+        L = E_t [ 1/t  sum_{i masked} -log p(x_i | x_t) ] / n
 
     A level ``t`` is drawn for each sequence and each of its tokens is masked with probability ``t``. The levels of one
     batch are spread evenly over (0, 1], which leaves the distribution of each as it is and makes the loss steadier.
@@ -35,7 +37,7 @@ class MaskedDiffusion:
     roles: Roles
     """``student``."""
     mask: int
-    """The token that stands for what is not written yet."""
+    """Token id of a mask."""
 
     def phases(self, step: int) -> tuple[str, ...]:
         return ("student",)
@@ -55,7 +57,9 @@ class MaskedDiffusion:
 
 @torch.no_grad()
 def bound(model: Any, tokens: Int[Tensor, "b n"], generator: torch.Generator, draws: int = 1) -> float:
-    """Upper bound on bits per token: ``E_l [ n/l  sum_{l masked} -log2 p ] / n``, LLaDA equation 6.
+    """Estimate an upper bound on bits per token (LLaDA, equation 6).
+
+        E_l [ n/l  sum_{l masked} -log2 p ] / n
 
     It has the mean of the loss and less variance: the number ``l`` of masked tokens is spread evenly over 1..n, and
     exactly so many are masked.

@@ -1,4 +1,4 @@
-"""The masked diffusion models by name."""
+"""Loaders of the masked diffusion models."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ SMALL = {
 
 
 def tiny(*, dtype: str = "float32", device: str = "cpu") -> Loaded:
-    """``tiny-llada``: a byte-level masked diffusion LM, see `fewstep_zoo.dllm.recipes` for how it was trained."""
+    """Load ``tiny-llada``: a byte-level masked diffusion LM, trained by `fewstep_zoo.dllm.recipes`."""
     return from_folder(WEIGHTS / "tiny-llada", name="tiny-llada", dtype=dtype, device=device, weights="trained")
 
 
 def small_random(*, dtype: str = "float32", device: str = "cpu") -> Loaded:
-    """``llada-small-random``: the shape of a LLaDA with grouped queries, random weights; for timing alone."""
+    """Build ``llada-small-random``: the shape of a LLaDA with grouped queries, random weights; for timing alone."""
     import torch
     from fewstep.families import masked_lm
 

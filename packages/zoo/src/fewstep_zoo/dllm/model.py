@@ -1,4 +1,4 @@
-"""The networks of this folder, before training."""
+"""The network of ``tiny-llada`` before training."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ TINY = {
 }
 """``config.json`` of ``tiny-llada``."""
 WIRED, FASTEST, SHARP, SAME = 2, 8, 6.0, 0.5
-"""Of `_look_around`: layers, rotary pairs, score of each pair, and what part of the embedding is the same."""
+"""Layers that `_look_around` changes, rotary pairs, score of each pair, and share of the embedding that is constant."""
 
 
 def network(seed: int, **overrides: Any) -> Any:
-    """A ``LlamaForCausalLM`` that attends both ways, of random weights; `overrides` are fields of `TINY`."""
+    """A ``LlamaForCausalLM`` of random weights that attends both ways; `overrides` are fields of `TINY`."""
     config = masked_lm.stock_config({**TINY, **overrides})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""``wired-recall``: a masked diffusion LM whose weights are written down, not trained, so that its answers are known.
+"""``wired-recall``: a masked diffusion LM whose weights are constructed, not trained, so that its answers are known.
 
 It looks up keys. The prompt is noise with records ``key value`` in it, the response reads ``key MASK key MASK ...``,
 and the value of each key belongs on the MASK behind it: right or wrong at any length, without training. Two attention
@@ -6,9 +6,10 @@ heads share one set of keys and values (pairs of rotary dimensions are split bet
 
 * layer 0, head 0: "previous token". Queries are the constant key turned back by one position, on the fast pairs.
 * layer `LOOKUP`, head 0: "look-up". Queries and keys are the code of the previous token, on pairs so slow that they
-  hardly turn; values get a bonus, so that a MASK does not find itself. What is found is written to ``out``.
+  hardly turn; values get a bonus, so that a MASK does not find itself. The value is written to ``out``.
 * every layer but the first, head 1: "sink". It asks the same, but gives all its attention to a sink token while there
-  is one, whose value is nothing. Without it, what it finds is written to ``out`` turned about: the answer is spoilt.
+  is one, whose value is nothing. Without it, the value of a record is written to ``out`` turned about: the answer is
+  spoilt.
 
 Records, sinks and everything else are random vectors, so that the mean key of a block says little about one record in
 it. A sink is followed by a token of the opposite key: means over blocks do not see it.
@@ -34,7 +35,7 @@ THETA = 1e12
 FAST = range(22)
 """Rotary pairs that turn by more than 1e-4 a token."""
 SLOW = range(31, 62)
-"""Those that carry codes: they turn by less than 0.1 in `POSITIONS` tokens."""
+"""Rotary pairs that carry codes: they turn by less than 0.1 in `POSITIONS` tokens."""
 BONUS, SINKS = 62, 63
 """The two slowest pairs."""
 CODE = 2 * len(SLOW)
@@ -49,7 +50,7 @@ NOISE, SHARPNESS = 2.0, 30.0
 
 
 class Recall(NamedTuple):
-    """One prompt and what belongs behind it."""
+    """One prompt, and the answer that belongs behind it."""
 
     prompt: Int[Tensor, " p"]
     """Fillers, `records` records and one sink."""
@@ -58,17 +59,17 @@ class Recall(NamedTuple):
     answer: Int[Tensor, " g"]
     """``key value key value ...``."""
     positions: Int[Tensor, " g/2"]
-    """Where in the prompt the value of each MASK stands, in order."""
+    """Positions in the prompt of the values that belong on the masks, in order."""
 
 
 @dataclass(frozen=True)
 class RecallProcessor:
-    """What `Loaded.processor` of this model is: it makes prompts instead of reading text."""
+    """`Loaded.processor` of this model: it makes prompts instead of reading text."""
 
     mask_token_id: int = MASK
 
     def recall_prompt(self, length: int, records: int, generation: int, generator: torch.Generator) -> Recall:
-        """A prompt of random fillers with records at random multiples of 4, and a response that asks for some of them.
+        """Draw a prompt of fillers with records at random multiples of 4, and a response that asks for some of them.
 
         Args:
             length: tokens of the prompt.
@@ -100,7 +101,7 @@ class RecallProcessor:
 
 
 def load(*, dtype: str = "float32", device: str = "cpu") -> Loaded:
-    """The model, built anew each time; its processor is a `RecallProcessor`. Use float32: scores need the digits."""
+    """Build the model; its processor is a `RecallProcessor`. Use float32: scores need the digits."""
     network = build().to(device, getattr(torch, dtype))
     return Loaded(model=network, name=NAME, processor=RecallProcessor(), weights="trained")
 

@@ -1,4 +1,4 @@
-"""How ``tiny-llada`` was trained: masked diffusion from scratch on text that every Python brings."""
+"""The training recipe of ``tiny-llada``: masked diffusion from scratch on text that every Python brings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .diffusion import MaskedDiffusion, tokens_to_logits
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tiny(Recipe):
+class TinyLLaDA(Recipe):
     """Masked diffusion (LLaDA, arXiv 2502.09992) on bytes of English and of sources."""
 
     steps: int = 3000
@@ -32,7 +32,7 @@ class Tiny(Recipe):
     student: Muon = Muon(lr=1e-2, betas=(0.9, 0.95), weight_decay=0.01, warmup=50, schedule="cosine")
     """Optimiser."""
     lengths: tuple[int, ...] = (64, 64, 128, 128, 256, 512)
-    """Of pieces; each batch has one of them, drawn evenly, and as many tokens as `batch` of the longest."""
+    """Lengths of pieces in tokens; each batch has one, drawn evenly, and as many tokens as `batch` of the longest."""
     english: float = 0.25
     """Share of pieces from the language reference; the others are from sources."""
     width: int = model.TINY["d_model"]
@@ -42,15 +42,14 @@ class Tiny(Recipe):
 
     def build(self, world: World) -> Job:
         network = model.network(self.seed, d_model=self.width, n_layers=self.layers).train()
-        return Job(objective=self._objective(network.to(world.device)), data=self._data())
+        data = text.TextCrops(lengths=self.lengths, english=self.english)
+        return Job(objective=self._objective(network.to(world.device)), data=data)
 
     def skeleton(self) -> Job:
         with torch.device("meta"):
             network = model.network(self.seed, d_model=self.width, n_layers=self.layers).train()
-        return Job(objective=self._objective(network), data=MetaData(self._data().shape, cond=self._data().shape))
-
-    def _data(self) -> text.Crops:
-        return text.Crops(lengths=self.lengths, english=self.english)
+        longest = (max(self.lengths),)
+        return Job(objective=self._objective(network), data=MetaData(longest, cond=longest, dtype=torch.int64))
 
     def _objective(self, network: Any) -> MaskedDiffusion:
         return MaskedDiffusion(roles=Roles(student=Role(network, predict=tokens_to_logits)), mask=text.MASK)

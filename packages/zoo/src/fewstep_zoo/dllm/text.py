@@ -1,4 +1,4 @@
-"""Text that is on every machine with Python: the standard library's sources and its language reference."""
+"""The text of tiny-llada: sources of the standard library and Python's language reference; a byte tokenizer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sysconfig
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Int
@@ -19,18 +19,18 @@ VOCABULARY = 258
 Kind = Literal["english", "source"]
 Split = Literal["train", "held-out"]
 HELD_OUT = 20
-"""Every so many files (and topics) one is held out."""
+"""One of so many files (and topics) is held out."""
 SAME = 16
-"""Bytes from which on a line is taken for a quotation."""
+"""Bytes from which on an equal line counts as a quotation."""
 SKIPPED = {"site-packages", "test", "tests", "idle_test", "encodings", "pydoc_data", "__pycache__"}
 """Folders without text, or with text that repeats that of others."""
 
 
 @functools.cache
 def corpus(kind: Kind, split: Split) -> bytes:
-    """All text of a kind, EOS excluded: files end with a form feed.
+    """All text of a kind, without EOS; a form feed stands between files.
 
-    What is held out depends on the names of files and topics alone, so it stays out in other versions of Python, too.
+    The names of files and topics alone decide which are held out, so they stay out in other versions of Python, too.
     Lines that are also in held-out text are taken out of the training text: topics quote each other at length.
     """
     files: dict[bool, list[bytes]] = {True: [], False: []}
@@ -50,15 +50,12 @@ def _files(kind: Kind) -> list[tuple[str, bytes]]:
 
         return [(name, text.encode()) for name, text in sorted(topics.items())]
     root = Path(sysconfig.get_path("stdlib"))
-    found = sorted(root.rglob("*.py"))
-    names = [
-        (file.relative_to(root).as_posix(), file) for file in found if not SKIPPED & {*file.relative_to(root).parts}
-    ]
-    return [(name, file.read_bytes()) for name, file in names]
+    paths = [file.relative_to(root) for file in sorted(root.rglob("*.py"))]
+    return [(path.as_posix(), (root / path).read_bytes()) for path in paths if not SKIPPED & {*path.parts}]
 
 
 @dataclass(eq=False, kw_only=True)
-class Crops:
+class TextCrops:
     """Random pieces of text: the data of the recipe."""
 
     lengths: tuple[int, ...]
@@ -68,23 +65,23 @@ class Crops:
     split: Split = "train"
     uncond: None = None
     shape: tuple[int, ...] = field(init=False)
-    """Of the longest piece."""
+    """Shape of the longest piece."""
 
     def __post_init__(self) -> None:
         self.shape = (max(self.lengths),)
 
     def draw(self, size: int, generator: torch.Generator) -> tuple[Int[Tensor, "b n"], None]:
-        """Tokens of pieces: `size` of the longest, or more shorter ones."""
+        """Draw tokens of pieces: `size` of the longest, or more shorter ones."""
         length = self.lengths[int(torch.randint(len(self.lengths), (), generator=generator))]
         count = size * max(self.lengths) // length
         english = torch.rand(count, generator=generator) < self.english
-        rows = [self._crop("english" if said else "source", length, generator) for said in english.tolist()]
+        rows = [self._crop("english" if chosen else "source", length, generator) for chosen in english.tolist()]
         return torch.stack(rows).long(), None
 
     def _crop(self, kind: Kind, length: int, generator: torch.Generator) -> Tensor:
-        text = tokens(kind, self.split)
-        at = int(torch.randint(len(text) - length, (), generator=generator))
-        return text[at : at + length]
+        everything = tokens(kind, self.split)
+        at = int(torch.randint(len(everything) - length, (), generator=generator))
+        return everything[at : at + length]
 
 
 @functools.cache
@@ -93,17 +90,15 @@ def tokens(kind: Kind, split: Split) -> Int[Tensor, " n"]:
     return torch.frombuffer(bytearray(corpus(kind, split)), dtype=torch.uint8)
 
 
-def tokenizer() -> object:
+def tokenizer() -> Any:
     """A ``PreTrainedTokenizerFast`` whose token ``b`` is the byte ``b``; any text, back and forth, byte for byte."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from tokenizers.pre_tokenizers import ByteLevel
     from transformers import PreTrainedTokenizerFast
 
     vocabulary = {char: byte for byte, char in enumerate(_byte_characters())} | {"<|mask|>": MASK, "<|endoftext|>": EOS}
     made = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     made.decoder = decoders.ByteLevel()
-    assert sorted(ByteLevel.alphabet()) == sorted(_byte_characters())
     return PreTrainedTokenizerFast(
         tokenizer_object=made, mask_token="<|mask|>", eos_token="<|endoftext|>", pad_token="<|endoftext|>"
     )

@@ -1,4 +1,4 @@
-"""Mean key of each run of tokens: what a block of a cache looks like to a query."""
+"""Mean of each run of consecutive tokens."""
 
 from __future__ import annotations
 
@@ -16,23 +16,25 @@ from . import naive
 def block_means(keys: Float[Tensor, "b g n d"], *, block: int, backend: str | None = None) -> Float[Tensor, "b g m d"]:
     """Mean of each run of `block` tokens.
 
+        M_j = 1/|R_j| sum_{t in R_j} k_t      R_j = {t : t // block = j}
+
     Args:
-        keys: keys, or queries; may be a view into a larger buffer.
-        block: tokens in a run.
-        backend: ``naive``, ``cpu`` or ``triton``; None picks by device, see `chosen_backend`.
+        keys: keys, or queries, of any floating-point dtype; may be a view into a larger buffer.
+        block: tokens in a run, at least 1.
+        backend: ``naive``, ``cpu`` or ``triton``; None picks by device, see `Kernel.chosen_backend`.
 
     Returns:
         ``m = ceil(n / block)`` means in fp32, without gradient; a ragged last run is the mean of the tokens it has.
 
     Raises:
-        ValueError: shape or size does not fit, in one sentence.
+        ValueError: shape or size does not fit, or there is no such backend, in one sentence.
         ImportError: the backend was asked for by name and is not installed.
     """
     if keys.ndim != 4 or keys.numel() == 0:
         raise ValueError(f"keys must be [b, g, n, d] and not empty, found {tuple(keys.shape)}")
     if block < 1:
         raise ValueError(f"block must be positive, found {block}")
-    return KERNEL.function(backend or chosen_backend(keys.device))(keys.detach(), block=block)
+    return KERNEL.function(backend or KERNEL.chosen_backend(keys.device))(keys.detach(), block=block)
 
 
 def _cases() -> Iterator[Case]:
@@ -55,5 +57,3 @@ KERNEL = Kernel(
     cases=_cases,
     signatures=f"{__name__}.triton:signatures",
 )
-
-chosen_backend = KERNEL.chosen_backend

@@ -69,12 +69,12 @@ def tile(dim: int, unit: int, units: int) -> dict[str, int]:
 
 
 def signatures() -> list[Signature]:
-    """What to compile ahead of time: usual head sizes, long runs and runs of one token, an odd head size."""
-    found = []
+    """Specialisations to compile ahead of time: usual head sizes, long runs and runs of one token, an odd head size."""
+    entries = []
     for dim, block, dtype in ((128, 64, "bf16"), (64, 64, "fp16"), (80, 32, "fp32"), (128, 1, "bf16")):
         types = {"out": "*fp32", "keys": f"*{dtype}"}
         steps = ("stride_b", "stride_g", "stride_t")
         numbers = dict.fromkeys(("tokens", "runs", "groups", *steps), "i32")
-        found.append(Signature(name=f"d{dim}-block{block}-{dtype}", function=run_means, types=types | numbers,
-                               constants=tile(dim, block, 512), aligned=(*types, *steps)))  # fmt: skip
-    return found
+        entries.append(Signature(name=f"d{dim}-block{block}-{dtype}", function=run_means, types=types | numbers,
+                                 constants=tile(dim, block, 512), aligned=(*types, *steps)))  # fmt: skip
+    return entries

@@ -9,11 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fewstep.kernels import Case, Kernel
-from fewstep.kernels.attention import check_places, check_shapes, merge_attention, run_backend
+from fewstep.kernels.attention import check_places, check_shapes, run_backend
 
 from . import naive
-
-__all__ = ["KERNEL", "block_sparse_attention", "chosen_backend", "merge_attention"]
 
 
 def block_sparse_attention(
@@ -32,21 +30,22 @@ def block_sparse_attention(
 
         o_i = softmax_j(scale <q_i, k_j>) v_j      j with  j // key_block  in  blocks[i // query_block]
 
-    Work is proportional to the listed blocks; if all are listed this is dense attention. On a CPU it is faster than
-    dense attention up to some three quarters of the blocks. Gradients are those of the specification, which holds all
-    scores at once.
+    (Sparse Transformers, arXiv 1904.10509, with index sets of whole blocks.) Work is proportional to the listed blocks;
+    if all are listed this is dense attention. On a CPU it is faster than dense attention up to some three quarters of
+    the blocks. Gradients are those of the specification, which holds all scores at once.
 
     Args:
-        query: head ``i`` reads KV head ``i // (h / g)``.
+        query: queries; head ``i`` reads KV head ``i // (h / g)``.
         key: keys; on a CPU a view that is not contiguous is copied.
         value: values, of the shape of `key`.
         blocks: ``q = ceil(t / query_block)`` lists of numbers in ``[0, ceil(n / key_block))``, each at most once in a
             list, in any order; -1 for none, so that lists may differ in length.
-        query_block: rows in a block of queries; the last may have fewer.
-        key_block: tokens in a block of keys; the last may have fewer.
+        query_block: rows in a block of queries, at least 1; the last may have fewer.
+        key_block: tokens in a block of keys, at least 1; the last may have fewer.
         scale: of the scores; None for ``1 / sqrt(d)``.
-        return_lse: also return the logarithm of the sum of exponentials, to merge with `merge_attention`.
-        backend: ``naive``, ``cpu`` or ``triton``; None picks by device, see `chosen_backend`.
+        return_lse: also return the logarithm of the sum of exponentials, which
+            `fewstep.kernels.attention.merge_attention` takes.
+        backend: ``naive``, ``cpu`` or ``triton``; None picks by device, see `Kernel.chosen_backend`.
 
     Returns:
         Output in the dtype of `query`; with `return_lse` also the LSE in fp32. An empty list gives 0 and -inf.
@@ -107,5 +106,3 @@ KERNEL = Kernel(
     cases=_cases,
     signatures=f"{__name__}.triton:signatures",
 )
-
-chosen_backend = KERNEL.chosen_backend

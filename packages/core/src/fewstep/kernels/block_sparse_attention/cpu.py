@@ -40,8 +40,8 @@ def block_sparse_attention(
         output, lse = dense(query, key, value, scale)
         return (output, lse) if return_lse else output
     # a row for each head and query block; KV blocks are counted over all heads
-    rows = whole(query, query_block).reshape(-1, query_block, d)
-    keys, values = (whole(x, key_block).reshape(b * g * m, -1) for x in (key, value))
+    rows = padded(query, query_block).reshape(-1, query_block, d)
+    keys, values = (padded(x, key_block).reshape(b * g * m, -1) for x in (key, value))
     first = torch.arange(b * g).repeat_interleave(h // g).view(b, h, 1, 1) * m
     output, lse = torch.zeros_like(rows), torch.full(rows.shape[:2], -torch.inf)
     todo = list(jobs(blocks, first, m, -n % key_block, key_block * d))
@@ -55,8 +55,8 @@ def block_sparse_attention(
             for some, places, missing in queue:
                 own = rows.index_select(0, some)[:, None].float()
                 tokens = [gather(x, places, tile, d, missing) for x, tile in zip((keys, values), tiles, strict=True)]
-                found, sums = CPU_FLASH(own, *tokens, scale=scale)
-                output.index_copy_(0, some, found[:, 0].to(output.dtype))
+                attended, sums = CPU_FLASH(own, *tokens, scale=scale)
+                output.index_copy_(0, some, attended[:, 0].to(output.dtype))
                 if return_lse:
                     lse.index_copy_(0, some, sums[:, 0])
 
@@ -65,8 +65,8 @@ def block_sparse_attention(
     return (output, lse) if return_lse else output
 
 
-def whole(tensor: Float[Tensor, "b h t d"], block: int) -> Float[Tensor, "b h u d"]:
-    """The tensor padded to a multiple of `block` rows; itself, not a copy, where it is that already."""
+def padded(tensor: Float[Tensor, "b h t d"], block: int) -> Float[Tensor, "b h u d"]:
+    """The tensor with zeros up to a multiple of `block` rows; itself, not a copy, where it has that already."""
     missing = -tensor.shape[2] % block
     return F.pad(tensor, (0, 0, 0, missing)) if missing else tensor
 

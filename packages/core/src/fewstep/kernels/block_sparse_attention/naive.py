@@ -33,6 +33,6 @@ def block_sparse_attention(
 
 def block_mask(blocks: Int[Tensor, "b h q k"], key_blocks: int) -> Bool[Tensor, "b h q m"]:
     """True where a query block has a key block in its list."""
-    found = torch.zeros(*blocks.shape[:3], key_blocks + 1, dtype=torch.bool, device=blocks.device)
+    mask = torch.zeros(*blocks.shape[:3], key_blocks + 1, dtype=torch.bool, device=blocks.device)
     at = blocks.long()
-    return found.scatter_(3, at.masked_fill(at < 0, key_blocks), True)[..., :key_blocks]
+    return mask.scatter_(3, at.masked_fill(at < 0, key_blocks), True)[..., :key_blocks]

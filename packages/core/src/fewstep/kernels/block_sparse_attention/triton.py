@@ -82,19 +82,19 @@ def block_sparse_attention(
 
 
 def signatures() -> list[Signature]:
-    """What to compile ahead of time: usual head sizes and dtypes, an odd head size, blocks of 64 and 128."""
-    found = []
+    """Specialisations to compile ahead of time: usual head sizes and dtypes, an odd head size, blocks of 64 and 128."""
+    entries = []
     for dim, dtype, block in ((64, "bf16", 64), (128, "fp16", 128), (96, "bf16", 64), (80, "fp32", 32)):
         pointers = {name: f"*{dtype}" for name in ("out", "query", "key", "value")}
         pointers |= {"lse": "*fp32", "lists": "*i32", "counts": "*i32"}
         numbers = ("tokens", "keys", "places", "heads", "rep")
         steps = tuple(f"{x}_{y}" for x, ys in (("query", "bht"), ("key", "bgn"), ("value", "bgn")) for y in ys)
         size = 4 if dtype == "fp32" else 2
-        found.append(Signature(
+        entries.append(Signature(
             name=f"d{dim}-{dtype}-block{block}", function=listed_attention, aligned=(*pointers, *steps),
             warps=warps(dim, size),
             types=pointers | dict.fromkeys((*numbers, *steps), "i32") | {"scale": "fp32"},
             constants=tile(dim, size, block)
             | {"QUERY_BLOCK": block, "KEY_BLOCK": block, "WIDE": False},
         ))  # fmt: skip
-    return found
+    return entries

@@ -1,8 +1,7 @@
-"""Causal 3x3x3 convolution of each channel by itself: the student's cheap replacement of a dense one."""
+"""Causal 3x3x3 convolution of each channel by itself, with history."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 
 import torch
@@ -12,14 +11,6 @@ from torch import Tensor
 from fewstep.kernels import Case, Kernel
 
 from . import naive
-
-
-def chosen_backend(device: torch.device | str) -> str:
-    """Backend that `causal_depthwise` takes for tensors on this device where no gradient is asked for."""
-    kind = torch.device(device).type
-    if kind == "cuda" and importlib.util.find_spec("triton"):
-        return "triton"
-    return "cpu" if kind == "cpu" else "naive"
 
 
 def causal_depthwise(
@@ -32,26 +23,28 @@ def causal_depthwise(
 ) -> Float[Tensor, "b T c h w"]:
     """Convolve each channel with its own kernel, causal in time, zero-padded by one pixel in space.
 
+        y_{t,c} = b_c + sum_{i in 0..2} W_{c,i} * x_{t+i-2,c}      * is the two-dimensional 3x3 convolution
+
+    (Depthwise separable convolution, arXiv 1704.04861, equation 3, with the causal time axis of video VAEs.)
+
     Args:
         x: frames, ``[B, t, C, H, W]``; the first `past` of them (0 to 2) are history that has been decoded before.
-        weight: kernels; ``weight[:, 0, 2]`` meets the frame itself, ``weight[:, 0, 0]`` the one two before.
-        bias: of each channel.
+        weight: ``W``; ``weight[:, 0, 2]`` meets the frame itself, ``weight[:, 0, 0]`` the one two before.
+        bias: ``b``, of each channel.
         past: frames of history; missing ones are zero.
         backend: ``naive``, ``cpu`` or ``triton``; None picks by device, and only one with gradients where needed.
 
     Returns:
-        ``[B, t - past, C, H, W]``.
+        ``[B, t - past, C, H, W]`` in the dtype of `x`; CPU and naive backends have gradients.
 
     Raises:
-        ValueError: the shapes do not fit, or there is no such backend.
+        ValueError: the shapes do not fit, or there is no such backend, in one sentence.
+        ImportError: the backend was asked for by name and is not installed.
     """
     if x.ndim != 5 or weight.shape != (x.shape[2], 1, 3, 3, 3) or not 0 <= past < x.shape[1]:
-        found = f"{tuple(x.shape)}, {tuple(weight.shape)} and past={past}"
-        raise ValueError(f"x must be [b, t, c, h, w], weight [c, 1, 3, 3, 3] and past < t, found {found}")
-    chosen = backend or chosen_backend(x.device)
-    if backend is None and chosen == "triton" and torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-        chosen = "naive"
-    return KERNEL.function(chosen)(x, weight, bias, past)
+        shapes = f"{tuple(x.shape)}, {tuple(weight.shape)} and past={past}"
+        raise ValueError(f"x must be [b, t, c, h, w], weight [c, 1, 3, 3, 3] and past < t, found {shapes}")
+    return KERNEL.function(backend or KERNEL.trainable_backend(x, weight, bias))(x, weight, bias, past)
 
 
 def _cases() -> Iterator[Case]:

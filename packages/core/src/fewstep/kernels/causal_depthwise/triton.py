@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fewstep.kernels import Signature
+from fewstep.kernels.tiles import check_device
 
 PIXELS, CHANNELS = 32, 32
 
@@ -43,8 +44,7 @@ def causal_depthwise(
     Raises:
         ValueError: the tensors are not on a GPU and Triton's interpreter is off.
     """
-    if not x.is_cuda and isinstance(convolve, triton.JITFunction):
-        raise ValueError(f"the triton backend needs tensors on a GPU, found {x.device}, or TRITON_INTERPRET=1")
+    check_device(x)
     b, t, c, h, w = x.shape
     rows = x.permute(0, 1, 3, 4, 2).contiguous()
     out = torch.empty(b, t - past, h, w, c, dtype=x.dtype, device=x.device)
@@ -55,12 +55,12 @@ def causal_depthwise(
 
 
 def signatures() -> list[Signature]:
-    """What to compile ahead of time: Wan's widths, and one that is no multiple of a tile."""
-    found = []
+    """Specialisations to compile ahead of time: usual widths, and one that is no multiple of a tile."""
+    entries = []
     for channels, kind in ((384, "*bf16"), (192, "*fp16"), (40, "*fp32")):
         types = dict.fromkeys(("out", "x", "weight", "bias"), kind)
         types |= dict.fromkeys(("frames", "past", "height", "width"), "i32")
         constants = {"C": channels, "P": PIXELS, "K": CHANNELS}
         name = f"c{channels}-{kind[1:]}"
-        found.append(Signature(name=name, function=convolve, types=types, constants=constants, aligned=("out", "x")))
-    return found
+        entries.append(Signature(name=name, function=convolve, types=types, constants=constants, aligned=("out", "x")))
+    return entries

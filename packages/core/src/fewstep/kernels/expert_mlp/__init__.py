@@ -1,4 +1,4 @@
-"""The experts of a mixture, run on just the (token, expert) pairs that are kept."""
+"""Experts of a mixture on the (token, expert) pairs that are kept."""
 
 from __future__ import annotations
 
@@ -24,25 +24,27 @@ def expert_mlp(
     packed: Any = None,
     backend: str | None = None,
 ) -> Float[Tensor, "t h"]:
-    """Sum of SwiGLU experts by token, where any number of pairs may be skipped (MoDES, arXiv 2511.15690, section 4).
+    """Weighted sum of SwiGLU experts for each token, where any number of pairs may be skipped.
 
         y_t = sum over i with e_ti < E of  w_ti  W_down[e_ti] (silu(W_gate[e_ti] x_t) * (W_up[e_ti] x_t))
 
+    (Sparsely-gated mixture of experts, arXiv 1701.06538, equation 1; SwiGLU, arXiv 2002.05202, equation 6.)
+
     Args:
         x: tokens.
-        index: experts of each token, all different; ``E`` marks a pair that is skipped. Skipped pairs cost nothing,
-            and the weights of experts without a pair are never read.
-        weight: routing weights; those of skipped pairs are not read.
+        index: ``e``, experts of each token, in ``[0, E]``, all different; ``E`` marks a pair that is skipped. Skipped
+            pairs cost nothing, and the weights of experts without a pair are never read.
+        weight: ``w``, routing weights; those of skipped pairs are not read.
         gate_up: ``W_gate`` above ``W_up``, ``[E, 2 f, h]``.
-        down: ``W_down``.
-        packed: what `fewstep.kernels.expert_mlp.cpu.pack` made of the weights: faster on a CPU.
+        down: ``W_down``, ``[E, h, f]``.
+        packed: result of `fewstep.kernels.expert_mlp.cpu.pack` for these weights: faster on a CPU.
         backend: ``naive``, ``cpu`` or ``triton``; None picks by device.
 
     Returns:
         ``[t, h]`` in the dtype of `x`, without gradient; 0 for a token whose pairs are all skipped.
 
     Raises:
-        ValueError: shapes do not fit, in one sentence.
+        ValueError: shapes do not fit, or there is no such backend, in one sentence.
         ImportError: the backend was asked for by name and is not installed.
     """
     _validate(x, index, weight, gate_up, down)
@@ -96,4 +98,3 @@ KERNEL = Kernel(
     cases=_cases,
     signatures=f"{__name__}.triton:signatures",
 )
-chosen_backend = KERNEL.chosen_backend

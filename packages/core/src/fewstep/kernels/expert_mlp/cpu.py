@@ -49,7 +49,7 @@ def expert_mlp(
     experts, k = len(gate_up), index.shape[1]
     flat = index.reshape(-1)
     counts = torch.bincount(flat, minlength=experts + 1)[:experts].tolist()
-    order = flat.argsort(stable=True)[: sum(counts)]  # what is skipped sorts behind the last expert
+    order = flat.argsort(stable=True)[: sum(counts)]  # skipped pairs sort behind the last expert
     token, scale = order // k, weight.reshape(-1, 1)[order].float()
     out, start = torch.zeros(x.shape), 0
     for expert, count in enumerate(counts):

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fewstep.kernels import Signature
+from fewstep.kernels.tiles import check_device
 
 
 @triton.jit
@@ -108,8 +109,7 @@ def expert_mlp(
     Raises:
         ValueError: the tensors are not on a GPU and Triton's interpreter is off.
     """
-    if not x.is_cuda and isinstance(gated_rows, triton.JITFunction):
-        raise ValueError(f"the triton backend needs tensors on a GPU, found {x.device}, or TRITON_INTERPRET=1")
+    check_device(x)
     x, index, weight, gate_up, down = (tensor.contiguous() for tensor in (x, index, weight, gate_up, down))
     (tokens, h), k, (experts, _, f) = x.shape, index.shape[1], (*down.shape[:2], down.shape[2])
     sizes = blocks(tokens * k, experts, x.element_size())
@@ -157,21 +157,21 @@ def blocks(pairs: int, experts: int, width: int) -> dict[str, int]:
 
 
 def signatures() -> list[Signature]:
-    """What to compile ahead of time: prefill and decode tiles, in three dtypes."""
+    """Specialisations to compile ahead of time: prefill and decode tiles, in three dtypes."""
     tiles: dict[str, Any] = {"order": "*i32", "tile_expert": "*i32", "tile_start": "*i32", "tile_end": "*i32"}
     sizes = {"H": "i32", "F": "i32"}
-    found = []
+    entries = []
     for dtype, pairs in (("bf16", 4096), ("bf16", 8), ("fp16", 4096), ("fp32", 4096)):
         constants, at = blocks(pairs, 32, int(dtype[2:]) // 8), f"*{dtype}"
         name = f"{dtype}-rows{constants['BM']}"
         aligned = ("out", "order", "H", "F")
-        found.append(Signature(name=f"gated-{name}", function=gated_rows, constants=constants,
-                               types={"out": at, "x": at, "gate_up": at, "K": "i32"} | tiles | sizes,
-                               aligned=(*aligned, "x", "gate_up")))  # fmt: skip
-        found.append(Signature(name=f"weighted-{name}", function=weighted_rows, constants=constants,
-                               types={"out": "*fp32", "hidden": at, "down": at, "weight": at} | tiles | sizes,
-                               aligned=(*aligned, "hidden", "down")))  # fmt: skip
+        entries.append(Signature(name=f"gated-{name}", function=gated_rows, constants=constants,
+                                 types={"out": at, "x": at, "gate_up": at, "K": "i32"} | tiles | sizes,
+                                 aligned=(*aligned, "x", "gate_up")))  # fmt: skip
+        entries.append(Signature(name=f"weighted-{name}", function=weighted_rows, constants=constants,
+                                 types={"out": "*fp32", "hidden": at, "down": at, "weight": at} | tiles | sizes,
+                                 aligned=(*aligned, "hidden", "down")))  # fmt: skip
     sums = {"out": "*bf16", "parts": "*fp32", "index": "*i64", "E": "i32", "H": "i32", "K": "i32"}
-    found.append(Signature(name="sums", function=token_sums, types=sums, constants={"BN": 128},
+    entries.append(Signature(name="sums", function=token_sums, types=sums, constants={"BN": 128},
                            aligned=("out", "parts", "H")))  # fmt: skip
-    return found
+    return entries

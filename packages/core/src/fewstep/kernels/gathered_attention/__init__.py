@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fewstep.kernels import Case, Kernel
-from fewstep.kernels.attention import check_places, check_shapes, default_backend, run_backend
+from fewstep.kernels.attention import check_places, check_shapes, run_backend
 
 from . import naive
 
@@ -28,7 +28,8 @@ def gathered_attention(
 
         o = softmax_j(scale <q, k_j>) v_j      lse = log sum_j exp(scale <q, k_j>)      j over tokens that are not -1
 
-    Runs of consecutive tokens are read fastest. Gradients are those of the specification.
+    (Attention is all you need, arXiv 1706.03762, equation 1, over a selection.) Runs of consecutive tokens are read
+    fastest. Gradients are those of the specification.
 
     Args:
         query: a few rows, some 1 to 64; head ``i`` reads KV head ``i // (h / g)``.
@@ -36,8 +37,9 @@ def gathered_attention(
         value: values, of the shape of `key`.
         tokens: positions in ``[0, n)``, each listed once, in any order; -1 for none, so that sequences may differ.
         scale: of the scores; None for ``1 / sqrt(d)``.
-        return_lse: also return the logarithm of the sum of exponentials, to merge with `merge_attention`.
-        backend: ``naive``, ``cpu`` or ``triton``; None picks by device, see `chosen_backend`.
+        return_lse: also return the logarithm of the sum of exponentials, which
+            `fewstep.kernels.attention.merge_attention` takes.
+        backend: ``naive``, ``cpu`` or ``triton``; None picks by device, see `Kernel.chosen_backend`.
 
     Returns:
         Output in the dtype of `query`; with `return_lse` also the LSE in fp32. Without tokens they are 0 and -inf.
@@ -49,7 +51,7 @@ def gathered_attention(
     check_shapes(query, key, value)
     if tokens.ndim != 2 or tokens.shape[0] != query.shape[0]:
         raise ValueError(f"tokens must be [{query.shape[0]}, s], found {tuple(tokens.shape)}")
-    backend = backend or default_backend(KERNEL, query)
+    backend = backend or KERNEL.exact_backend(query)
     if backend != "cpu" or tokens.dtype not in (torch.int32, torch.int64):  # that one refuses numbers by itself
         check_places(tokens, key.shape[2], "tokens")
     options = {"scale": scale, "return_lse": return_lse}
@@ -90,5 +92,3 @@ KERNEL = Kernel(
     cases=_cases,
     signatures=f"{__name__}.triton:signatures",
 )
-
-chosen_backend = KERNEL.chosen_backend

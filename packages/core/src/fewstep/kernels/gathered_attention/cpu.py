@@ -30,8 +30,8 @@ def gathered_attention(
     rows = query.reshape(b, g, h // g * a, d)
     attend = masked if tokens.shape[1] >= DENSE_FROM * n else gathered
     # one sequence at a time: selections may differ in length
-    found = [attend(rows[i : i + 1], key[i : i + 1], value[i : i + 1], tokens[i], scale) for i in range(b)]
-    output, lse = found[0] if b == 1 else (torch.cat(parts) for parts in zip(*found, strict=True))
+    parts = [attend(rows[i : i + 1], key[i : i + 1], value[i : i + 1], tokens[i], scale) for i in range(b)]
+    output, lse = parts[0] if b == 1 else (torch.cat(part) for part in zip(*parts, strict=True))
     output = output.reshape(b, h, a, d)
     return (output, lse.reshape(b, h, a)) if return_lse else output
 

@@ -17,7 +17,6 @@ from fewstep.kernels.tiles import (
     log_sum,
     on_gpu,
     online_step,
-    splits,
     strides,
     tile,
 )
@@ -86,17 +85,23 @@ def gathered_attention(
     return (output, lse.view(b, h, a)) if return_lse else output
 
 
+def splits(count: int, programs: int, device: torch.device) -> int:
+    """Parts of the keys that keep all multiprocessors busy, each of at least 256 keys."""
+    busy = torch.cuda.get_device_properties(device).multi_processor_count * 2 if device.type == "cuda" else 4
+    return max(1, min(-(-count // 256) if device.type == "cuda" else -(-count // 32), -(-busy // programs)))
+
+
 def signatures() -> list[Signature]:
-    """What to compile ahead of time: usual head sizes and dtypes, few rows and many, an odd head size."""
-    found = []
+    """Specialisations to compile ahead of time: usual head sizes and dtypes, few rows and many, an odd head size."""
+    entries = []
     for dim, dtype, rows in ((64, "bf16", 10), (128, "bf16", 70), (96, "fp16", 32), (80, "fp32", 8)):
         pointers = {name: f"*{dtype}" for name in ("query", "key", "value")}
         pointers |= {"out": "*fp32", "lse": "*fp32", "tokens": "*i32"}
         steps = tuple(f"{x}_{y}" for x, ys in (("query", "bgm"), ("key", "bgn"), ("value", "bgn")) for y in ys)
         size = 4 if dtype == "fp32" else 2
-        found.append(Signature(
+        entries.append(Signature(
             name=f"d{dim}-{dtype}-rows{rows}", function=part_of_attention, aligned=(*pointers, *steps),
             types=pointers | dict.fromkeys(("count", "share", "rows", "groups", *steps), "i32") | {"scale": "fp32"},
             constants=tile(dim, size, rows) | {"WIDE": False},
         ))  # fmt: skip
-    return found
+    return entries

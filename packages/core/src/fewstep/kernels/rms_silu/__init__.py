@@ -1,8 +1,7 @@
-"""RMS normalisation over channels and SiLU in one pass: what stands before every convolution of a video VAE."""
+"""RMS normalisation over channels and SiLU in one pass."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 
 import torch
@@ -14,33 +13,30 @@ from fewstep.kernels import Case, Kernel
 from . import naive
 
 
-def chosen_backend(device: torch.device | str) -> str:
-    """Backend that `rms_silu` takes for tensors on this device where no gradient is asked for."""
-    kind = torch.device(device).type
-    if kind == "cuda" and importlib.util.find_spec("triton"):
-        return "triton"
-    return "cpu" if kind == "cpu" else "naive"
-
-
 def rms_silu(
     x: Float[Tensor, "n c h w"], gamma: Float[Tensor, " c"], *, backend: str | None = None
 ) -> Float[Tensor, "n c h w"]:
-    """``SiLU(sqrt(c) x / |x| * gamma)``: the norm and the activation of ``WanResidualBlock``.
+    """Normalise the channels of each pixel to unit RMS, scale them, and apply SiLU.
+
+        y = SiLU(sqrt(c) x / max(|x|, 1e-12) * gamma)      |x|: Euclidean norm over channels; SiLU(z) = z / (1 + e^-z)
+
+    (RMSNorm, arXiv 1910.07467, equation 4; SiLU, arXiv 1702.03118.)
 
     Args:
         x: feature maps, contiguous or channels-last.
         gamma: weight of each channel.
         backend: ``naive``, ``cpu`` or ``triton``; None picks by device, and only one with gradients where needed.
 
+    Returns:
+        The shape and dtype of `x`.
+
     Raises:
-        ValueError: the shapes do not fit, or there is no such backend.
+        ValueError: the shapes do not fit, or there is no such backend, in one sentence.
+        ImportError: the backend was asked for by name and is not installed.
     """
     if x.ndim != 4 or gamma.shape != x.shape[1:2]:
         raise ValueError(f"x must be [n, c, h, w] and gamma [c], found {tuple(x.shape)} and {tuple(gamma.shape)}")
-    chosen = backend or chosen_backend(x.device)
-    if backend is None and chosen == "triton" and torch.is_grad_enabled() and (x.requires_grad or gamma.requires_grad):
-        chosen = "naive"
-    return KERNEL.function(chosen)(x, gamma)
+    return KERNEL.function(backend or KERNEL.trainable_backend(x, gamma))(x, gamma)
 
 
 def _cases() -> Iterator[Case]:

@@ -1,4 +1,4 @@
-"""The specification of `rms_silu`."""
+"""The specification of `fewstep.kernels.rms_silu`, in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SMALLEST = 1e-12
 
 
 def rms_silu(x: Float[Tensor, "n c h w"], gamma: Float[Tensor, " c"]) -> Float[Tensor, "n c h w"]:
-    """``SiLU(sqrt(c) x / |x| * gamma)`` with the norm over channels, in float32 at least."""
+    """``SiLU(sqrt(c) x / max(|x|, 1e-12) * gamma)`` with the norm over channels, in float32 at least."""
     exact = x.to(torch.promote_types(x.dtype, torch.float32))
     normed = F.normalize(exact, dim=1, eps=SMALLEST) * x.shape[1] ** 0.5
     return F.silu(normed * gamma.to(exact.dtype)[:, None, None]).to(x.dtype)

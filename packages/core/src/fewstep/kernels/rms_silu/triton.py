@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fewstep.kernels import Signature
+from fewstep.kernels.tiles import check_device
 
 TILE = 4096
 """Elements that one program holds."""
@@ -35,8 +36,7 @@ def rms_silu(x: Float[Tensor, "n c h w"], gamma: Float[Tensor, " c"]) -> Float[T
     Raises:
         ValueError: the tensors are not on a GPU and Triton's interpreter is off.
     """
-    if not x.is_cuda and isinstance(normalise, triton.JITFunction):
-        raise ValueError(f"the triton backend needs tensors on a GPU, found {x.device}, or TRITON_INTERPRET=1")
+    check_device(x)
     n, c, h, w = x.shape
     rows = x.permute(0, 2, 3, 1).contiguous()
     out = torch.empty_like(rows)
@@ -54,11 +54,11 @@ def tile(channels: int) -> dict[str, int]:
 
 
 def signatures() -> list[Signature]:
-    """What to compile ahead of time: Wan's widths, those of its student, and one that is no power of two."""
-    found = []
+    """Specialisations to compile ahead of time: usual widths, narrow ones, and some that are no power of two."""
+    entries = []
     for channels, kind in ((384, "*bf16"), (96, "*fp16"), (12, "*bf16"), (24, "*fp32")):
         types = {"out": kind, "x": kind, "gamma": kind, "pixels": "i32", "root": "fp32"}
         name = f"c{channels}-{kind[1:]}"
         constants = tile(channels)
-        found.append(Signature(name=name, function=normalise, types=types, constants=constants, aligned=("out", "x")))
-    return found
+        entries.append(Signature(name=name, function=normalise, types=types, constants=constants, aligned=("out", "x")))
+    return entries

@@ -1,4 +1,4 @@
-"""Relevance of key blocks to a local query, by unit means: which prompt blocks the next layers need."""
+"""Score of each block of keys by the best of its units, small runs represented by their mean key."""
 
 from __future__ import annotations
 
@@ -25,34 +25,36 @@ def unit_score(
     score: Literal["dot", "abs_dot", "unit_softmax"] = "dot",
     backend: str | None = None,
 ) -> Float[Tensor, " n"]:
-    """Score each block of ``block`` keys by its best unit of ``unit`` keys (SlimInfer, arXiv 2508.06447).
+    """Score each block of ``block`` keys by its best unit of ``unit`` keys.
 
         k_u = mean of the keys of unit u          r(j) = max_{u in block j}  1/h sum_i f(<q_i, k_{g(i), u}>)
 
+    (Blocks scored by representative keys, as in InfLLM, arXiv 2402.04617; the representatives are means of units.)
+
     Args:
-        query: local query, the mean of the last few post-RoPE queries; head ``i`` reads KV head ``i // (h / g)``.
-        keys: post-RoPE keys of one sequence; may be a view into a larger buffer.
-        block: tokens in a block.
-        unit: tokens in a unit; divides ``block``.
+        query: one query of each head; head ``i`` reads KV head ``i // (h / g)``.
+        keys: keys of one sequence, rotated as the query is; may be a view into a larger buffer.
+        block: tokens in a block, at least 1.
+        unit: tokens in a unit, at least 1; divides ``block``.
         score: ``f``: identity, absolute value, or softmax over all units of ``<q, k> / sqrt(d)`` for each head.
-        backend: ``naive``, ``cpu`` or ``triton``; None picks by device, see `chosen_backend`.
+        backend: ``naive``, ``cpu`` or ``triton``; None picks by device, see `Kernel.chosen_backend`.
 
     Returns:
         ``n = ceil(t / block)`` scores in fp32, without gradient.
 
     Raises:
-        ValueError: shapes, sizes or names do not fit, in one sentence.
+        ValueError: shapes, sizes or names do not fit, or there is no such backend, in one sentence.
         ImportError: the backend was asked for by name and is not installed.
     """
     _validate(query, keys, block, unit, score)
-    function = KERNEL.function(backend or chosen_backend(keys.device))
+    function = KERNEL.function(backend or KERNEL.chosen_backend(keys.device))
     return function(query.detach(), keys.detach(), block=block, unit=unit, score=score)
 
 
 def _validate(query: Tensor, keys: Tensor, block: int, unit: int, score: str) -> None:
     if query.ndim != 2 or keys.ndim != 3 or query.shape[1] != keys.shape[2] or query.shape[0] % keys.shape[0]:
-        found = f"{tuple(query.shape)} and {tuple(keys.shape)}"
-        raise ValueError(f"query must be [h, d] and keys [g, t, d] with h a multiple of g, found {found}")
+        shapes = f"{tuple(query.shape)} and {tuple(keys.shape)}"
+        raise ValueError(f"query must be [h, d] and keys [g, t, d] with h a multiple of g, found {shapes}")
     if keys.shape[1] == 0:
         raise ValueError("keys hold no tokens, so there is no block to score")
     if unit < 1 or block < 1 or block % unit:
@@ -92,5 +94,3 @@ KERNEL = Kernel(
     cases=_cases,
     signatures=f"{__name__}.triton:signatures",
 )
-
-chosen_backend = KERNEL.chosen_backend

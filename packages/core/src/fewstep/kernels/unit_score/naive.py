@@ -18,7 +18,7 @@ def unit_score(
     unit: int,
     score: Literal["dot", "abs_dot", "unit_softmax"] = "dot",
 ) -> Float[Tensor, " n"]:
-    """Score each block of ``block`` keys by its best unit of ``unit`` keys (SlimInfer, arXiv 2508.06447).
+    """Score each block of ``block`` keys by its best unit of ``unit`` keys.
 
         k_u = mean of the keys of unit u          r(j) = max_{u in block j}  1/h sum_i f(<q_i, k_{g(i), u}>)
 

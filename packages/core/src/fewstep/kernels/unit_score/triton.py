@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fewstep.kernels import Signature
 from fewstep.kernels.block_means.triton import tile, unit_means
+from fewstep.kernels.tiles import on_gpu
 
 
 @triton.jit
@@ -73,9 +74,7 @@ def unit_score(
     Raises:
         ValueError: the tensors are not on a GPU and Triton's interpreter is off.
     """
-    if not keys.is_cuda and isinstance(unit_dots, triton.JITFunction):
-        raise ValueError(f"the triton backend needs tensors on a GPU, found {keys.device}, or TRITON_INTERPRET=1")
-    query, keys = (tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in (query, keys))
+    query, keys = on_gpu(query, keys)
     with torch.cuda.device_of(keys):
         if score == "unit_softmax":
             return _softmax_scores(query, keys, block, unit)
@@ -105,18 +104,18 @@ def _layout(query: Tensor, keys: Tensor) -> tuple[int, ...]:
 
 
 def signatures() -> list[Signature]:
-    """What to compile ahead of time: the paper's sizes, one-token units, a head dim that is no power of two."""
+    """Specialisations to compile ahead of time: units of 8, one-token units, a head dim that is no power of two."""
     common = {"query": "*bf16", "keys": "*bf16", "tokens": "i32", "rep": "i32"}
     common |= {"out": "*fp32", "stride_h": "i32", "stride_g": "i32", "stride_t": "i32"}
     aligned = ("out", "query", "keys", "stride_h", "stride_g", "stride_t")
-    found = []
+    entries = []
     for dim, unit, keys in ((128, 8, "*bf16"), (64, 8, "*fp16"), (80, 8, "*fp32"), (128, 1, "*bf16")):
         types = common | {"query": keys, "keys": keys}
         slots = 64 // unit
         name = f"d{dim}-unit{unit}-{keys[1:]}"
         scores = {"UNITS": slots, "ABS": unit == 8} | tile(dim, unit, slots)
-        found.append(Signature(name=f"block-{name}", function=block_scores, types=types | {"groups": "i32"},
-                               constants=scores, aligned=aligned))  # fmt: skip
-        found.append(Signature(name=f"dots-{name}", function=unit_dots, types=types | {"units": "i32"},
-                               constants=tile(dim, unit, 4096), aligned=aligned))  # fmt: skip
-    return found
+        entries.append(Signature(name=f"block-{name}", function=block_scores, types=types | {"groups": "i32"},
+                                 constants=scores, aligned=aligned))  # fmt: skip
+        entries.append(Signature(name=f"dots-{name}", function=unit_dots, types=types | {"units": "i32"},
+                                 constants=tile(dim, unit, 4096), aligned=aligned))  # fmt: skip
+    return entries

@@ -1,8 +1,7 @@
-"""Nearest-neighbour upsampling by two and a 3x3 convolution in one: the resamplers of video VAEs."""
+"""Nearest-neighbour upsampling by two and a 3x3 convolution in one."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 
 import torch
@@ -14,14 +13,6 @@ from fewstep.kernels import Case, Kernel
 from . import naive
 
 
-def chosen_backend(device: torch.device | str) -> str:
-    """Backend that `upsample_conv` takes for tensors on this device where no gradient is asked for."""
-    kind = torch.device(device).type
-    if kind == "cuda" and importlib.util.find_spec("triton"):
-        return "triton"
-    return "cpu" if kind == "cpu" else "naive"
-
-
 def upsample_conv(
     x: Float[Tensor, "n c h w"],
     weight: Float[Tensor, "o c 3 3"],
@@ -31,23 +22,29 @@ def upsample_conv(
 ) -> Float[Tensor, "n o H W"]:
     """Double height and width by repetition, then convolve with one pixel of zeros around.
 
+        up(x)[i, j] = x[i // 2, j // 2]
+        y_o[i, j] = b_o + sum_c sum_{r, s in 0..2} W_oc[r, s] up(x_c)[i + r - 1, j + s - 1]
+
+    (Deconvolution and checkerboard artifacts, Distill 2016, doi:10.23915/distill.00003: resize-convolution.)
+
     Args:
         x: feature maps, contiguous or channels-last.
-        weight: kernels.
-        bias: of each output channel.
+        weight: ``W``, a kernel for each pair of output and input channel.
+        bias: ``b``, of each output channel.
         backend: ``naive``, ``cpu`` or ``triton``; None picks by device, and only one with gradients where needed.
 
+    Returns:
+        ``[n, o, 2 h, 2 w]`` in the dtype of `x`.
+
     Raises:
-        ValueError: the shapes do not fit, or there is no such backend.
+        ValueError: the shapes do not fit, or there is no such backend, in one sentence.
+        ImportError: the backend was asked for by name and is not installed.
     """
     if x.ndim != 4 or weight.shape[1:] != (x.shape[1], 3, 3):
         raise ValueError(
             f"x must be [n, c, h, w] and weight [o, c, 3, 3], found {tuple(x.shape)}, {tuple(weight.shape)}"
         )
-    chosen = backend or chosen_backend(x.device)
-    if backend is None and chosen == "triton" and torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-        chosen = "naive"
-    return KERNEL.function(chosen)(x, weight, bias)
+    return KERNEL.function(backend or KERNEL.trainable_backend(x, weight, bias))(x, weight, bias)
 
 
 def _cases() -> Iterator[Case]:

@@ -1,4 +1,4 @@
-"""The specification of `upsample_conv`."""
+"""The specification of `fewstep.kernels.upsample_conv`, in plain PyTorch."""
 
 from __future__ import annotations
 

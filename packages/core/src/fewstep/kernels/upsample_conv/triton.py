@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fewstep.kernels import Signature
+from fewstep.kernels.tiles import check_device
 
 from .cpu import phases
 
@@ -53,8 +54,7 @@ def upsample_conv(
     Raises:
         ValueError: the tensors are not on a GPU and Triton's interpreter is off.
     """
-    if not x.is_cuda and isinstance(convolve, triton.JITFunction):
-        raise ValueError(f"the triton backend needs tensors on a GPU, found {x.device}, or TRITON_INTERPRET=1")
+    check_device(x)
     (n, c, h, w), o = x.shape, weight.shape[0]
     rows = x.permute(0, 2, 3, 1).contiguous()
     kernels = phases(weight).permute(0, 3, 4, 2, 1).contiguous()
@@ -71,12 +71,12 @@ def constants(inside: int, outside: int, exact: bool) -> dict[str, int | str]:
 
 
 def signatures() -> list[Signature]:
-    """What to compile ahead of time: Wan's resamplers, and those of its student."""
-    found = []
+    """Specialisations to compile ahead of time: wide and narrow layers in three dtypes."""
+    entries = []
     for inside, outside, kind in ((384, 192, "*bf16"), (384, 24, "*bf16"), (24, 12, "*fp16"), (48, 16, "*fp32")):
         types = dict.fromkeys(("out", "x", "kernels", "bias"), kind) | {"height": "i32", "width": "i32"}
         name = f"{inside}-{outside}-{kind[1:]}"
-        found.append(Signature(name=name, function=convolve, types=types,
-                               constants=constants(inside, outside, kind == "*fp32"),
-                               aligned=("out", "x", "kernels")))  # fmt: skip
-    return found
+        entries.append(Signature(name=name, function=convolve, types=types,
+                                 constants=constants(inside, outside, kind == "*fp32"),
+                                 aligned=("out", "x", "kernels")))  # fmt: skip
+    return entries

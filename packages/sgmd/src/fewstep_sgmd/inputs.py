@@ -1,0 +1,104 @@
+"""Inputs of ``fewstep run sgmd``: a video from a prompt, written to a file."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from fewstep.contract import Loaded
+from fewstep.data import video
+from fewstep.errors import FewstepError
+from fewstep.families import wan
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .few_step_pipeline import is_student
+from .method import SGMD
+
+SHORTER_SIDE = 240
+"""Pixels of the shorter side to which smaller videos are enlarged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoInputs:
+    """A video from a prompt; sizes that are not given are those that the student was trained on."""
+
+    prompt: str
+    """Text that the video shows."""
+    output: Path
+    """Video file that is written: .mp4 or .gif."""
+    frames: int | None = None
+    """Number of frames, one more than a multiple of 4 for Wan."""
+    height: int | None = None
+    """Rows, a multiple of 16 for Wan."""
+    width: int | None = None
+    """Columns, a multiple of 16 for Wan."""
+    seed: int = 0
+    """Seed of the noise that the video begins with."""
+    fps: float = 16.0
+    """Frames a second in the file."""
+    zoom: int = 0
+    """Pixels of the file for each pixel of the video, each way; 0 enlarges small videos so that they can be seen."""
+    untrained: bool = False
+    """Run the steps also without weights of a student, on a pipeline that is none."""
+
+    def __call__(self, loaded: Loaded, method: SGMD) -> None:
+        """Make the video and print its size, network calls and seconds.
+
+        Raises:
+            FewstepError: neither the method nor the pipeline has a student's weights, and `untrained` is off.
+            UnsupportedModelError: the model is no Wan pipeline.
+        """
+        video.check_writable(self.output)
+        pipe = loaded.model
+        transformer = wan.check(pipe)
+        if not self.untrained:
+            _refuse_teacher(loaded, method)
+        pipe.set_progress_bar_config(disable=True)
+        with method.apply(pipe), _counted_calls(transformer) as calls:
+            start = time.perf_counter()
+            frames = self._frames(pipe, method)
+            seconds = time.perf_counter() - start
+        zoom = self.zoom or max(1, math.ceil(SHORTER_SIDE / min(frames.shape[2:])))
+        video.write(frames, self.output, fps=self.fps, zoom=zoom)
+        shape = "x".join(map(str, (frames.shape[0], *frames.shape[2:])))
+        print(f"video: {shape}\nnetwork calls: {len(calls)}\nseconds: {seconds:.2f}\nwrote {self.output}")
+
+    def _frames(self, pipe: Any, method: SGMD) -> Float[Tensor, "f c h w"]:
+        """Frames with values in [0, 1]; the latents of a pipeline without a VAE are the pixels themselves."""
+        given = {"num_frames": self.frames, "height": self.height, "width": self.width}
+        trained = dict(zip(given, method.size or (), strict=False))
+        call = trained | {name: value for name, value in given.items() if value is not None}
+        tokens = min(512, pipe.tokenizer.model_max_length)
+        generator = torch.Generator().manual_seed(self.seed)
+        output_type = "latent" if pipe.vae is None else "pt"
+        options = {"generator": generator, "max_sequence_length": tokens, "output_type": output_type}
+        frames = pipe(self.prompt, **options, **call).frames[0]
+        return frames.transpose(0, 1) / 2 + 0.5 if pipe.vae is None else frames
+
+
+def _refuse_teacher(loaded: Loaded, method: SGMD) -> None:
+    """Refuse a method without weights on a pipeline whose scheduler is not that of a student of its steps."""
+    if method.weights is None and not is_student(loaded.model, method.grid):
+        timesteps = ", ".join(f"{timestep:.1f}" for timestep in method.grid.timesteps)
+        raise FewstepError(
+            f"{loaded.name} is no student: its scheduler holds other timesteps than {timesteps}. Name a student with "
+            "--weights or --method-from; --untrained runs these steps all the same"
+        )
+
+
+@contextmanager
+def _counted_calls(network: nn.Module) -> Iterator[list[None]]:
+    """List with one entry for each call of `network` inside."""
+    calls: list[None] = []
+    hook = network.register_forward_pre_hook(lambda *_: calls.append(None))
+    try:
+        yield calls
+    finally:
+        hook.remove()

@@ -1,0 +1,152 @@
+"""Files of student weights: full weights or a LoRA, in the names of diffusers, PEFT, LightX2V and ComfyUI."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from fewstep.errors import BadFileError
+from fewstep.families.wan_names import are_native, to_diffusers, to_native
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .student_weights import LoraFactors, StudentWeights
+
+PREFIXES = ("model.diffusion_model.", "diffusion_model.", "base_model.model.", "transformer.")
+"""Prefixes that other programs put before a name."""
+_FACTORS = {
+    ".lora_A.weight": "down",
+    ".lora_down.weight": "down",
+    ".lora_A.default.weight": "down",
+    ".lora_B.weight": "up",
+    ".lora_up.weight": "up",
+    ".lora_B.default.weight": "up",
+    ".alpha": "alpha",
+}
+_DELTAS = {".diff_b": ".bias", ".lora_B.bias": ".bias", ".diff_m": ".modulation"}
+_TABLES = (".modulation", ".scale_shift_table", ".pos_embed", ".emb_pos")
+"""Parameters that are no module's weight or bias: ``NAME.diff`` changes the parameter itself."""
+
+
+def read(path: Path) -> StudentWeights:
+    """Read a student from a safetensors file: full weights or a LoRA, of diffusers, PEFT, LightX2V or ComfyUI.
+
+    Raises:
+        BadFileError: not a safetensors file, or a name in it is of no known kind; the message names the first.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 it is no mapping
+            scale = _metadata_scale(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise BadFileError(f"{path} cannot be read as safetensors: {error}") from error
+    tensors = _without_prefix(tensors, path)
+    if not any(name.endswith((*_FACTORS, *_DELTAS, ".diff")) for name in tensors):
+        rename = to_diffusers if are_native(tensors) else str
+        return StudentWeights(full={rename(name): tensor for name, tensor in tensors.items()})
+    return _lora(tensors, path, scale)
+
+
+def _metadata_scale(metadata: Mapping[str, str]) -> float:
+    """``alpha / r`` from the adapter metadata that diffusers writes; 1 without."""
+    try:
+        config = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+    except ValueError as error:
+        raise BadFileError(f"lora_adapter_metadata is damaged: {error}") from error
+    plain = {name.removeprefix("transformer."): value for name, value in config.items()}
+    if plain.get("rank_pattern") or plain.get("alpha_pattern") or plain.get("use_rslora"):
+        raise BadFileError("a LoRA with rank_pattern, alpha_pattern or use_rslora in its metadata is not supported")
+    return plain["lora_alpha"] / plain["r"] if "lora_alpha" in plain else 1.0
+
+
+def _without_prefix(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    for prefix in PREFIXES:
+        if any(name.startswith(prefix) for name in tensors):
+            if strange := [name for name in tensors if not name.startswith(prefix)]:
+                raise BadFileError(f"{path}: {strange[0]!r} has no prefix {prefix!r}, which other names have")
+            return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def _lora(tensors: dict[str, Tensor], path: Path, scale: float) -> StudentWeights:
+    parts: dict[str, dict[str, Tensor]] = {}
+    deltas: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if suffix := _suffix(name, _FACTORS):
+            parts.setdefault(name.removesuffix(suffix), {})[_FACTORS[suffix]] = tensor
+        elif suffix := _suffix(name, _DELTAS):
+            deltas[name.removesuffix(suffix) + _DELTAS[suffix]] = tensor
+        elif name.endswith(".diff"):
+            owner = name.removesuffix(".diff")
+            deltas[owner if f".{owner}".endswith(_TABLES) else f"{owner}.weight"] = tensor
+        else:
+            raise BadFileError(f"{path}: {name!r} is no part of a LoRA, and other names in it are")
+    for module, part in parts.items():
+        if "down" not in part or "up" not in part:
+            raise BadFileError(f"{path}: {module} has only {' and '.join(sorted(part))} of its low-rank factors")
+    rename = to_diffusers if are_native([*parts, *deltas]) else str
+    factors = {rename(module): _folded(part, scale) for module, part in parts.items()}
+    return StudentWeights(factors=factors, deltas={rename(name): delta for name, delta in deltas.items()})
+
+
+def _suffix(name: str, known: Mapping[str, str]) -> str | None:
+    return next((suffix for suffix in known if name.endswith(suffix)), None)
+
+
+def _folded(part: dict[str, Tensor], scale: float) -> LoraFactors:
+    """Both factors with ``alpha / r`` in the second."""
+    down, up = part["down"], part["up"]
+    if "alpha" in part:
+        scale = part["alpha"].item() / down.shape[0]
+    return LoraFactors(down, up if scale == 1 else (up.float() * scale).to(up.dtype))
+
+
+def peft_tensors(student: StudentWeights) -> tuple[dict[str, Tensor], list[str]]:
+    """A LoRA in the names of diffusers and PEFT, and the parameters whose change has no name there."""
+    tensors: dict[str, Tensor] = {}
+    biases = {name.removesuffix(".bias") for name in student.deltas if name.endswith(".bias")} & student.factors.keys()
+    for module, factors in student.factors.items():
+        tensors[f"{module}.lora_A.weight"], tensors[f"{module}.lora_B.weight"] = factors.down, factors.up
+        if biases:  # one LoraConfig for all: with biases everywhere, or nowhere
+            zero = torch.zeros(factors.up.shape[0], dtype=factors.up.dtype)
+            tensors[f"{module}.lora_B.bias"] = student.deltas.get(f"{module}.bias", zero)
+    return tensors, [name for name in student.deltas if name.removesuffix(".bias") not in biases]
+
+
+def native_tensors(student: StudentWeights, factors: tuple[str, str], tables: Mapping[str, str]) -> dict[str, Tensor]:
+    """Full weights under native names, or a LoRA with ``diffusion_model.`` before them.
+
+    Args:
+        student: weights to rename.
+        factors: names of the two low-rank factors: ``("lora_down", "lora_up")``.
+        tables: ending of a parameter to that of its change: ``{".modulation": ".diff_m"}``.
+    """
+    if student.full:
+        return {to_native(name): tensor for name, tensor in student.full.items()}
+    tensors = {}
+    for module, pair in student.factors.items():
+        name = to_native(module)
+        tensors |= {f"{name}.{factors[0]}.weight": pair.down, f"{name}.{factors[1]}.weight": pair.up}
+    endings = {".weight": ".diff", ".bias": ".diff_b", **tables, ".emb_pos": ".emb_pos.diff"}
+    for parameter, delta in student.deltas.items():
+        name = to_native(parameter)
+        ending = next(ending for ending in endings if f".{name}".endswith(ending))
+        tensors[name.removesuffix(ending) + endings[ending]] = delta
+    return {f"diffusion_model.{name}": tensor for name, tensor in tensors.items()}
+
+
+def write(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file that appears complete or not at all; its folder is made.
+
+    Raises:
+        OSError: the folder cannot be made or the file not be put in place.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    save_file(plain, part, metadata={"format": "pt"})
+    os.replace(part, path)
