@@ -42,8 +42,8 @@ class TestMoDESOnTextAlone(MethodSuite):
         return case_of(MODES, "qwen3_moe")
 
     @pytest.mark.slow
-    def test_survives_compilation(self, case):
-        super().test_survives_compilation(case)
+    def test_survives_compilation(self, case, monkeypatch):
+        super().test_survives_compilation(case, monkeypatch)
 
 
 @pytest.mark.parametrize("method", BASELINES.values(), ids=BASELINES)
@@ -53,5 +53,5 @@ class TestBaselines(MethodSuite):
         return case_of(method)
 
     @pytest.mark.slow  # the hooks are those of MoDES
-    def test_survives_compilation(self, case):
-        super().test_survives_compilation(case)
+    def test_survives_compilation(self, case, monkeypatch):
+        super().test_survives_compilation(case, monkeypatch)

@@ -97,9 +97,9 @@ class FittedMethod(Method):
         Raises:
             ValueError: nothing was fitted for this target.
         """
-        direct = {name: getattr(self, name, None) for name in self.neutral}
-        if None not in direct.values():
-            return direct
+        given = {name: value for name in self.neutral if (value := getattr(self, name, None)) is not None}
+        if len(given) == len(self.neutral):
+            return given
         for point in self.points:
             if abs(point["target"] - self.target) < 1e-9:
                 return point
