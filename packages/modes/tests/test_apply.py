@@ -9,7 +9,7 @@ import threading
 import pytest
 import torch
 from fewstep import BadFileError
-from fewstep.families import tiny_moe
+from fewstep.families import moe, tiny_moe
 from fewstep.families.vlm import modality
 from fewstep_modes import MoDES, ReduceK
 
@@ -129,7 +129,7 @@ def test_a_policy_goes_to_json_and_back(tmp_path):
         ({"experts": 16, "top_k": 4, "layers": (0, 1, 2)}, "16 experts"),
         ({"experts": 8, "top_k": 2, "layers": (0, 1, 2)}, "2 of them"),
         ({"experts": 8, "top_k": 4, "layers": (0, 1, 2, 3)}, r"\[0, 1, 2, 3\]"),
-        ({"alpha_text": (0.5, 0.5)}, "2 layers"),
+        ({"alpha_text": (0.5, 0.5)}, "2 and 3 layers"),
         ({"target": 0.6}, "no settings for target 0.6"),
     ],
 )
@@ -144,7 +144,7 @@ def test_a_policy_for_another_model_is_refused_and_the_model_left_alone(model, f
 def test_two_models_in_two_threads_have_masks_of_their_own(logits):
     models = [tiny_moe.tiny(seed=seed) for seed in range(2)]
     inputs = [tiny_moe.tiny_inputs(text=text, seed=text) for text in (5, 9)]
-    expected, found = [], [None, None]
+    expected, made = [], [None, None]
     for model, given in zip(models, inputs, strict=True):
         with thresholds().apply(model):
             expected.append(logits(model, given))
@@ -156,13 +156,13 @@ def test_two_models_in_two_threads_have_masks_of_their_own(logits):
             def work(number, call=call, barrier=barrier):
                 barrier.wait()
                 for _ in range(5):
-                    found[number] = logits(*call[number])
+                    made[number] = logits(*call[number])
 
             threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
             [thread.start() for thread in threads]
             [thread.join() for thread in threads]
-            assert torch.equal(found[0], expected[0])
-        assert found[1] is not None and found[1].shape[1] == inputs[1]["input_ids"].shape[1]
+            assert torch.equal(made[0], expected[0])
+        assert made[1] is not None and made[1].shape[1] == inputs[1]["input_ids"].shape[1]
 
 
 def test_embeddings_need_types_where_there_are_pictures(model, inputs):
@@ -175,5 +175,5 @@ def test_embeddings_need_types_where_there_are_pictures(model, inputs):
 def test_gradients_flow_through_kept_experts_only(model, inputs):
     with ReduceK(keep=1).apply(model):
         model(**inputs, use_cache=False).logits.sum().backward()
-        experts_of = [site.experts for site in moe.sites(model)]
-    assert all(one.down_proj.grad.isfinite().all() and one.down_proj.grad.abs().sum() > 0 for one in experts_of)
+        experts = [site.experts for site in moe.sites(model)]
+    assert all(one.down_proj.grad.isfinite().all() and one.down_proj.grad.abs().sum() > 0 for one in experts)

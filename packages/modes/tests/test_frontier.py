@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from fewstep_modes.frontier import Best, exhaustive, frontier
+from fewstep_modes.frontier import GridPoint, exhaustive, frontier
 
 
 class Table:
@@ -37,10 +37,10 @@ def test_the_frontier_finds_the_best_of_the_grid_with_few_evaluations(prune):
         f, g = monotone(size, chance, 0.3), monotone(size, chance, 0.3)
         target = chance.random() * 1.1 * g[-1][-1]
         table = Table(f, g)
-        found, best = frontier(size, target, table, prune=prune), exhaustive(size, target, Table(f, g))
-        assert (found is None) == (best is None)
-        if found and best:
-            assert found.divergence == best.divergence and found.ratio >= target
+        point, best = frontier(size, target, table, prune=prune), exhaustive(size, target, Table(f, g))
+        assert (point is None) == (best is None)
+        if point and best:
+            assert point.divergence == best.divergence and point.ratio >= target
         assert len(table.asked) <= (2 if prune else 3) * size + 1
 
 
@@ -48,10 +48,10 @@ def test_a_ratio_that_cannot_be_reached_and_one_that_is_there_already():
     chance = random.Random(1)
     f, g = monotone(9, chance, 0.0), monotone(9, chance, 0.0)
     assert frontier(9, g[-1][-1] + 1e-9, Table(f, g)) is None
-    assert frontier(9, 0.0, Table(f, g)) == Best(0, 0, f[0][0], g[0][0])
+    assert frontier(9, 0.0, Table(f, g)) == GridPoint(0, 0, f[0][0], g[0][0])
 
 
-def test_what_happens_where_divergence_falls():
+def test_a_divergence_that_falls_breaks_the_assumption_of_the_search():
     f, g = [[5, 1], [2, 9]], [[1, 1], [1, 1]]
     assert frontier(2, 0.5, Table(f, g), prune=False).divergence == 2
     assert frontier(2, 0.5, Table(f, g)).divergence == 5

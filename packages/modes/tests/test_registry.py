@@ -1,11 +1,14 @@
-"""Another package adds a policy, an adapter and modalities, in a fresh interpreter."""
+"""Policies, adapters and modalities of another package."""
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+from fewstep import UnknownNameError, plugins
+from fewstep.families import tiny_moe
+from fewstep_modes import MoDES, Registered
 
 PLUGIN = """
 from fewstep.cards import hookimpl
@@ -39,35 +42,40 @@ def sound(model, kwargs):
     kind[:, :3] = 3
     return kind
 """
-USE = """
-import torch
-from fewstep.families import tiny_moe
-from fewstep_modes import MoDES, Registered
-
-model = tiny_moe.tiny("qwen3_moe")
-with Registered(policy_name="first").apply(model) as applied, torch.no_grad():
-    model(**tiny_moe.tiny_inputs("qwen3_moe", batch=1))
-stats = applied.counts
-print(stats.layers, stats.share(modality=1), stats.share(modality=3), stats.counts[0, 3].tolist())
-everything = MoDES(points=({"target": 0.5, "tau_text": 9.0, "tau_vision": 0.0},))
-with everything.apply(model) as applied, torch.no_grad():
-    model(**tiny_moe.tiny_inputs("qwen3_moe", batch=1))
-print(applied.counts.share(modality=3))
-"""
 
 
-def test_policies_adapters_and_modalities_of_another_package(tmp_path: Path):
-    (tmp_path / "stranger").mkdir()
-    (tmp_path / "stranger/__init__.py").write_text("")
-    (tmp_path / "stranger/plugin.py").write_text(PLUGIN)
-    (tmp_path / "stranger/policy.py").write_text(POLICY)
+@pytest.fixture
+def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Another distribution, installed while a test runs."""
+    for name, text in {"__init__.py": "", "plugin.py": PLUGIN, "policy.py": POLICY}.items():
+        (tmp_path / "stranger").mkdir(exist_ok=True)
+        (tmp_path / "stranger" / name).write_text(text)
     info = tmp_path / "stranger-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: stranger\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[fewstep]\nstranger = stranger.plugin\n")
-    env = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    run = subprocess.run([sys.executable, "-c", USE], env=env, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    first, second = run.stdout.splitlines()[-2:]
-    assert first == "[2] 0.75 0.0 [0, 12]"
-    assert second == "1.0", "a modality without a threshold of its own follows that of text"
+    monkeypatch.syspath_prepend(tmp_path)
+    plugins.installed.cache_clear()
+    yield
+    plugins.installed.cache_clear()
+    for name in [name for name in sys.modules if name.partition(".")[0] == "stranger"]:
+        del sys.modules[name]
+
+
+@pytest.mark.usefixtures("stranger")
+def test_policies_adapters_and_modalities_of_another_package(logits):
+    model, inputs = tiny_moe.tiny("qwen3_moe"), tiny_moe.tiny_inputs("qwen3_moe", batch=1)
+    with Registered(policy_name="first").apply(model) as applied:
+        logits(model, inputs)
+    counts = applied.counts
+    assert counts.layers == [2] and counts.share(modality=1) == 0.75
+    assert counts.counts[0, 3].tolist() == [0, 12]
+    everything = MoDES(points=({"target": 0.5, "tau_text": 9.0, "tau_vision": 0.0},))
+    with everything.apply(model) as applied:
+        logits(model, inputs)
+    assert applied.counts.share(modality=3) == 1, "a modality without a threshold of its own follows that of text"
+
+
+def test_an_unknown_policy_is_refused(model):
+    with pytest.raises(UnknownNameError, match="no skip policy is called 'mine'"):
+        Registered(policy_name="mine").apply(model)

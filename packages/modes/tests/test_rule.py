@@ -9,9 +9,8 @@ import torch
 from fewstep.families import tiny_moe
 from fewstep.families.vlm import OTHER, TEXT, VISION
 from fewstep_modes import NAEE, MoDES, ReduceK
-from fewstep_modes.calibration import Importance, calibrate
-from fewstep_modes.reference import kl
-from fewstep_modes.rule import importance, reaches, shares
+from fewstep_modes.calibration import Importance, Reference, calibrate, kl
+from fewstep_modes.rule import RouterOutput, importance, reaches, shares
 
 INFINITE = math.inf
 
@@ -64,12 +63,13 @@ def test_the_ratio_is_a_step_function_of_the_threshold():
     generator = torch.Generator().manual_seed(0)
     scores = torch.rand(500, 4, generator=generator)
     kind = torch.full((500,), TEXT, dtype=torch.int8)
-    found = []
+    ratios = []
     for share in (0.0, 0.1, 0.37, 0.5, 0.9, 1.0):
         at = scores.flatten().sort().values[min(1999, int(share * 2000))].item()
-        found.append((~reaches(scores, kind, {TEXT: math.nextafter(at, math.inf) * (1 + 1e-6)})).float().mean().item())
-        assert abs(found[-1] - share) <= 1 / 2000 + 1e-6
-    assert found == sorted(found)
+        kept = reaches(scores, kind, {TEXT: math.nextafter(at, math.inf) * (1 + 1e-6)})
+        ratios.append((~kept).float().mean().item())
+        assert abs(ratios[-1] - share) <= 1 / 2000 + 1e-6
+    assert ratios == sorted(ratios)
 
 
 def test_a_common_factor_of_importance_and_threshold_changes_no_mask():
@@ -89,8 +89,9 @@ def test_scores_are_free_of_a_scaling_factor_and_in_float32():
     logits = torch.tensor([[1.0, 2.0, 0.0, -1.0]])
     index = torch.tensor([[1, 0, 2]])
     for scaled in (weight, weight * 2.5, weight.bfloat16()):
-        assert torch.equal(shares(scaled, logits, index, "topk_norm"), weight)
-    assert torch.equal(shares(weight, logits, index, "full_softmax"), logits.softmax(-1)[:, [1, 0, 2]])
+        routed = RouterOutput(logits, scaled, index, torch.zeros(1, 2), torch.ones(1, 1, dtype=torch.int8))
+        assert torch.equal(shares(routed), weight)
+        assert torch.equal(shares(routed, "full_softmax"), logits.softmax(-1)[:, [1, 0, 2]])
 
 
 def test_the_vision_threshold_leaves_text_in_the_first_layer_alone(model, inputs, logits):
@@ -115,12 +116,12 @@ def test_kl_of_two_classes():
 
 
 def test_a_layer_whose_experts_give_nothing_has_no_importance(model, batches):
-    before = calibrate(model, batches)
+    before = calibrate(Reference(model, batches))
     with torch.no_grad():
         model.model.language_model.layers[1].mlp.experts.down_proj.zero_()
-    found = calibrate(model, batches)
-    assert found.text[1] == found.vision[1] == 0 < before.text[1]
-    assert sum(Importance.normalised(found.text)) == pytest.approx(1)
+    after = calibrate(Reference(model, batches))
+    assert after.text[1] == after.vision[1] == 0 < before.text[1]
+    assert sum(Importance.normalised(after.text)) == pytest.approx(1)
 
 
 def test_importances_of_zero_stay_zero_and_skip_the_modality(model, inputs, logits):

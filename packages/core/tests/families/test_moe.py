@@ -1,4 +1,4 @@
-"""Experts of every family: found, run by core's implementation as by transformers' own, counted, restored."""
+"""Experts of every family: sites, core's implementation beside transformers' own, counts of pairs, cost."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import pytest
 import torch
 from fewstep import Applied, UnsupportedModelError
 from fewstep.families import causal_lm, moe, tiny_moe
+from fewstep.families.moe_cost import MoeSizes, meta_model
 
 WITH_DENSE_LAYERS = {"deepseek_v3": [1, 2]}
 
 
 @pytest.mark.parametrize("family", tiny_moe.FAMILIES)
-def test_every_family_is_found_and_answers_as_before(family):
+def test_experts_are_found_in_every_family_and_answer_as_before(family):
     model, inputs = tiny_moe.tiny(family), tiny_moe.tiny_inputs(family)
     sites = moe.sites(model)
     assert [site.layer for site in sites] == WITH_DENSE_LAYERS.get(family, [0, 1, 2])
@@ -46,21 +47,21 @@ def test_pairs_are_counted_by_layer_and_group():
 
 
 def test_a_baseline_runs_by_the_fastest_implementation_and_a_method_by_its_own():
-    model, found = tiny_moe.tiny(), []
+    model, tried = tiny_moe.tiny(), []
 
     def call():
         name = model.get_experts_implementation()[""]
-        found.append(name)
+        tried.append(name)
         return name, {"eager": 2.0, "grouped_mm": 1.0}.get(name, 3.0)
 
     before = model.get_experts_implementation()
-    assert moe.fastest(model, call) == ("grouped_mm", 1.0) and found == ["eager", "grouped_mm"]
+    assert moe.fastest(model, call) == ("grouped_mm", 1.0) and tried == ["eager", "grouped_mm"]
     assert model.get_experts_implementation() == before
     with Applied() as undo:
         moe.install(undo, model)
         assert moe.fastest(model, call) == (moe.IMPLEMENTATION, 3.0)
-    found.clear()
-    assert moe.fastest(causal_lm.tiny(), lambda: found.append(1) or (7,)) == (7,) and found == [1]
+    tried.clear()
+    assert moe.fastest(causal_lm.tiny(), lambda: tried.append(1) or (7,)) == (7,) and tried == [1]
 
 
 def test_a_model_without_experts_is_refused_and_counts_nothing():
@@ -70,3 +71,38 @@ def test_a_model_without_experts_is_refused_and_counts_nothing():
     with moe.counted(model) as pairs:
         model(causal_lm.tiny_prompt(5))
     assert pairs.skipped() == 0
+
+
+@pytest.mark.parametrize("family", tiny_moe.FAMILIES)
+def test_sizes_come_from_the_configuration_alone(family):
+    model = tiny_moe.tiny(family)
+    model.config.architectures = [type(model).__name__]
+    meta = meta_model(model.config)
+    assert next(meta.parameters()).is_meta
+    sizes = MoeSizes.of(meta, moe.sites(meta))
+    assert sizes == MoeSizes.of(model, moe.sites(model))
+    assert sizes.parameters == sum(weight.numel() for weight in model.parameters()) == sizes.weight_bytes(1)
+    assert sizes.layers == 3 and sizes.active * tiny_moe.EXPERTS == sizes.routed * tiny_moe.TOP_K
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3"])
+def test_operations_of_a_prompt_are_those_that_torch_counts(family):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    tokens, model = 32, tiny_moe.tiny(family)
+    sizes = MoeSizes.of(model, moe.sites(model))
+    model.set_experts_implementation("eager")
+    model.config._attn_implementation = "eager"  # multiplies the masked half too
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.get_decoder()(torch.arange(tokens)[None] + 3)
+    masked = sizes.attention * tokens**2
+    rotary = counter.get_total_flops() - masked - sizes.prefill_flops(tokens)
+    assert 0 <= rotary < 0.01 * sizes.prefill_flops(tokens)
+    assert sizes.routed_share(tokens) == 2 * sizes.active * tokens / sizes.prefill_flops(tokens)
+
+
+def test_an_architecture_that_transformers_lacks_is_refused():
+    with pytest.raises(UnsupportedModelError, match="has no class MyMoe"):
+        meta_model({"architectures": ["MyMoe"], "model_type": "my"})
+    with pytest.raises(UnsupportedModelError, match="has no class for this model"):
+        meta_model({"model_type": "my"})

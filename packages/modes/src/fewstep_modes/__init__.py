@@ -6,26 +6,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .baselines import NAEE as NAEE
+    from .baselines import REAP as REAP
+    from .baselines import MCMoE as MCMoE
+    from .baselines import ReduceK as ReduceK
+    from .baselines import Registered as Registered
     from .calibration import Importance as Importance
+    from .calibration import Reference as Reference
     from .calibration import calibrate as calibrate
+    from .frontier import Evaluator as Evaluator
+    from .frontier import search as search
     from .method import DMT as DMT
     from .method import GMLG as GMLG
     from .method import MoDES as MoDES
     from .method import Single as Single
-    from .peers import NAEE as NAEE
-    from .peers import REAP as REAP
-    from .peers import MCMoE as MCMoE
-    from .peers import ReduceK as ReduceK
-    from .peers import Registered as Registered
-    from .skipping import Skipping as Skipping
-    from .thresholds import search as search
 
 _MODULE_OF = {
-    **dict.fromkeys(("Importance", "calibrate"), "calibration"),
+    **dict.fromkeys(("MCMoE", "NAEE", "REAP", "ReduceK", "Registered"), "baselines"),
+    **dict.fromkeys(("Importance", "Reference", "calibrate"), "calibration"),
     **dict.fromkeys(("DMT", "GMLG", "MoDES", "Single"), "method"),
-    **dict.fromkeys(("MCMoE", "NAEE", "REAP", "ReduceK", "Registered"), "peers"),
-    "search": "thresholds",
-    "Skipping": "skipping",
+    **dict.fromkeys(("Evaluator", "search"), "frontier"),
 }
 __all__ = sorted(_MODULE_OF)
 

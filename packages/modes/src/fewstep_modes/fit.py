@@ -1,257 +1,274 @@
-"""``fewstep fit`` for every method of this package: calibration and search, with progress, resumable."""
+"""``fewstep fit`` for every method of this package: calibration data, calibration and search; resumable."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from fewstep.contract import Loaded
+import torch
+from fewstep import plugins
+from fewstep.contract import CalibrationBatch, CalibrationTask, Loaded
 from fewstep.errors import FewstepError
-from fewstep.fitting import Journal
-from rich.progress import Progress, TimeRemainingColumn
+from fewstep.families import vlm
+from fewstep.fitting import Journal, progress_bar
 
-from . import data, registry
-from .calibration import Disabled, Importance, calibrate
-from .fitted import Fitted, facts
-from .method import DMT, GMLG, MoDES, Single
-from .peers import NAEE, REAP, MCMoE, ReduceK
-from .reap import saliency
-from .reference import Loss, Reference, fingerprint
-from .rule import Score
-from .thresholds import Evaluator, Grid, bisect, search
+from . import registry
+from .baselines import NAEE, REAP, MCMoE, ReduceK, saliency
+from .calibration import Disabled, Importance, Loss, Reference, calibrate
+from .frontier import Evaluator, Grid, bisect, frontier, search
+from .method import DMT, GMLG, FittedMethod, MoDES, Single, model_facts
+from .rule import RoutingScore
 
 PRUNABLE = 5 / 8
 """Share of the layers in which MC-MoE skips: 20 of 32 in its paper."""
+SHORT = 0.02
+"""Distance below the wanted ratio at which reduce-k, whose ratios come in steps, is refused."""
+
+
+def _free(default: Any) -> Any:
+    """Declare an option that stored measurements do not depend on, or that their keys hold."""
+    return field(default=default, metadata={"free": True})
+
+
+class Session:
+    """The model, calibration data, journal and progress bar of one fit."""
+
+    def __init__(self, model: Any, batches: list[CalibrationBatch], journal: Journal, bar: Any, loss: Loss) -> None:
+        self.model, self.batches, self.journal, self.bar, self.loss = model, batches, journal, bar, loss
+        self.sites = registry.sites(model)
+
+    @cached_property
+    def reference(self) -> Reference:
+        """The unchanged model on the data."""
+        return Reference(self.model, self.batches, loss=self.loss)
+
+    def importance(self, per_modality: bool = True, disabled: Disabled = "zero") -> Importance:
+        """Calibrate, or read back, the importance of every layer."""
+        track = partial(self.bar.track, description="importance of layers")
+        return calibrate(
+            self.reference, per_modality=per_modality, disabled=disabled, journal=self.journal, track=track
+        )
+
+    def evaluator(self, most: int | None = None) -> Evaluator:
+        """Make an evaluator whose progress is shown, of `most` evaluations."""
+        job = self.bar.add_task("searching (at most)" if most else "searching", total=most)
+        return Evaluator(self.reference, self.journal, lambda: self.bar.advance(job))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calibrated:
-    """The data, and how to go on."""
+class SkipFitting:
+    """Calibration data, and how a fit resumes."""
 
-    samples: int = 192
+    samples: int = _free(192)
     """Samples of the calibration data."""
-    batch: int = 96
+    batch: int = _free(96)
     """Samples that are run at once, where they come from a task."""
-    task: str = "digit-qa"
+    task: str = _free("digit-qa")
     """Task that brings the data: a part of it that the task itself never measures on."""
-    data: Path | None = None
+    data: Path | None = _free(None)
     """Your own data instead: JSON lines with prompt, answer and (optional, relative to the file) image."""
-    seed: int = 0
-    """Of the samples that are drawn."""
-    pack: bool = False
+    seed: int = _free(0)
+    """Seed of the samples that are drawn."""
+    pack: bool = _free(False)
     """Let the fitted method keep a packed copy of the experts' weights: faster on a CPU, twice the memory."""
-    resume: bool = True
+    resume: bool = _free(True)
     """Go on with what an interrupted fit in the same folder has measured."""
 
     def __call__(self, loaded: Loaded, out: Path) -> Any:
-        """Fit to the model; everything that was measured is in ``out/fit.jsonl``."""
-        registry.sites(loaded.model)
-        batches = self._batches(loaded)
-        settings = {"model": loaded.name, "data": fingerprint(batches), **self.depends()}
-        journal = Journal(out / "fit.jsonl", settings, resume=self.resume)
-        columns = [*Progress.get_default_columns()[:-1], TimeRemainingColumn()]
-        with Progress(*columns, transient=True) as bar:
-            found = self.fitted(loaded.model, batches, journal, bar)
-        source = self.data.name if self.data else self.task
-        found = replace(found, pack=self.pack)
-        about = {"model": loaded.name, "calibration": f"{source}, {self.samples} samples, seed {self.seed}"}
-        return replace(found, **about) if isinstance(found, Fitted) else found
+        """Fit to the model; everything that was measured is in ``out/fit.jsonl``.
 
-    def _batches(self, loaded: Loaded) -> list[Any]:
+        Raises:
+            UnsupportedModelError: the model has no routed experts.
+            FewstepError: no calibration data, other settings than in `out`, or a ratio out of reach.
+            BadFileError: the data or the journal is damaged.
+            ValueError: an option is out of range.
+        """
+        registry.sites(loaded.model)
+        batches = self.batches(loaded)
+        settings = {"model": loaded.name, "dtype": str(loaded.model.dtype), "data": digest(batches), **self.depends()}
+        journal = Journal(out / "fit.jsonl", settings, resume=self.resume)
+        with progress_bar() as bar:
+            session = Session(loaded.model, batches, journal, bar, getattr(self, "loss", "kl"))
+            method = replace(self.fitted(session), pack=self.pack)
+        source = self.data.name if self.data else self.task
+        about = {"model": loaded.name, "calibration": f"{source}, {self.samples} samples, seed {self.seed}"}
+        return replace(method, **about) if isinstance(method, FittedMethod) else method
+
+    def batches(self, loaded: Loaded) -> list[CalibrationBatch]:
+        """Draw the calibration data.
+
+        Raises:
+            UnknownNameError: there is no such task.
+            FewstepError: the task offers no calibration data.
+            BadFileError: the file, or an image that it names, cannot be read.
+            ValueError: fewer than one sample.
+        """
         if self.samples < 1 or self.batch < 1:
             raise ValueError(f"samples and batch must be at least 1, found {self.samples} and {self.batch}")
         if self.data is not None:
-            return data.of_file(self.data, loaded, self.samples, self.seed)
-        return data.of_task(self.task, loaded, self.samples, self.batch, self.seed)
+            return vlm.calibration_of_file(self.data, loaded, self.samples, self.seed)
+        task = plugins.find(plugins.tasks(), self.task, "task").load()()
+        if not isinstance(task, CalibrationTask):
+            raise FewstepError(f"the task {self.task} offers no calibration data; give a file of your own with --data")
+        return task.calibration(loaded, self.samples, self.batch, self.seed)
 
     def depends(self) -> dict[str, Any]:
-        """Options beside the data that what is measured depends on."""
-        return {}
+        """Return the options that stored measurements depend on and their keys do not hold."""
+        fields = [f for f in dataclasses.fields(self) if "free" not in f.metadata]
+        return {f.name: getattr(self, f.name) for f in fields}
 
-    def fitted(self, model: Any, batches: list[Any], journal: Journal, bar: Progress) -> Any:
-        """The method for this model."""
+    def fitted(self, session: Session) -> Any:
+        """Return the method for this model."""
         raise NotImplementedError
 
 
+def digest(batches: Sequence[CalibrationBatch]) -> str:
+    """Hash every tensor of the calibration data, with its name, type and shape."""
+    hasher = hashlib.sha256()
+    for batch in batches:
+        for name, tensor in sorted({**batch["inputs"], "score_mask": batch["score_mask"]}.items()):
+            hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            hasher.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return hasher.hexdigest()
+
+
 @dataclass(frozen=True, kw_only=True)
-class FitMoDES(Calibrated):
+class FitMoDES(SkipFitting):
     """Layer importances, then two thresholds for each wanted ratio."""
 
-    kind: ClassVar[type[MoDES]] = MoDES
-
-    targets: tuple[float, ...] = (0.5, 0.67, 0.75)
+    targets: tuple[float, ...] = _free((0.5, 0.67, 0.75))
     """Wanted shares of skipped pairs."""
-    size: int = 100
+    size: int = _free(100)
     """Thresholds of each modality."""
     grid: Grid = "quantile"
     """Quantiles of what this model's routers say, or the fixed thresholds of the authors' code."""
-    score: Score = "topk_norm"
+    score: RoutingScore = "topk_norm"
     """Routing weight normalised over the selected experts, or softmax over all."""
     per_modality: bool = True
     """Importances of text and vision apart, as in the authors' code; otherwise one for each layer, as in the paper."""
     disabled: Disabled = "zero"
-    """What a layer without experts adds while importances are measured."""
+    """Output of a layer's routed experts while its importance is measured; identity, as in the authors' code, is its
+    input."""
     loss: Loss = "kl"
-    """How far answers are apart: KL, or squared difference of logits."""
-    prune: bool = True
-    """Leave out points that cannot be better if divergence rises with the thresholds."""
+    """Distance between answers: KL, or squared difference of logits."""
+    prune: bool = _free(True)
+    """Leave out points that cannot be better if divergence rises with the thresholds; the authors' code does not."""
 
-    def depends(self) -> dict[str, Any]:
-        return {"loss": self.loss, "per_modality": self.per_modality, "score": self.score, "grid": self.grid}
+    def fitted(self, session: Session) -> Any:
+        """Calibrate, then search."""
+        return self.searched(session, MoDES(score=self.score), session.importance(self.per_modality, self.disabled))
 
-    def fitted(self, model: Any, batches: list[Any], journal: Journal, bar: Progress) -> MoDES:
-        reference = Reference(model, batches, loss=self.loss)
-        importance = None
-        if self.kind is MoDES:
-            importance = _importance(reference, journal, bar, self.per_modality, self.disabled, self.loss)
-        most = len(self.targets) * (2 + (not self.prune)) * self.size + 1
-        job = bar.add_task("searching (at most)", total=most)
-        evaluate = Evaluator(reference, journal, lambda _: bar.advance(job))
-        base = self.kind(score=self.score)
-        return search(
-            model, evaluate, importance, self.targets, method=base, size=self.size, grid=self.grid, prune=self.prune
-        )
-
-
-def _importance(
-    reference: Reference, journal: Journal, bar: Progress, per_modality: bool, disabled: Disabled, loss: Loss
-) -> Importance:
-    def track(steps: Iterable, total: int) -> Iterable:
-        return bar.track(steps, total, description="importance of layers")
-
-    return calibrate(
-        reference.model, (), per_modality=per_modality, disabled=disabled, loss=loss, journal=journal,
-        track=track, reference=reference,
-    )  # fmt: skip
+    def searched(self, session: Session, base: Any, importance: Importance | None) -> Any:
+        """Search two thresholds for each target, beginning with `base`."""
+        evaluate = session.evaluator(len(self.targets) * (2 + (not self.prune)) * self.size + 1)
+        best = partial(frontier, prune=self.prune)
+        return search(evaluate, base, self.targets, importance=importance, size=self.size, grid=self.grid, best=best)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitDMT(FitMoDES):
     """Two thresholds for each wanted ratio, without importances."""
 
-    kind: ClassVar[type[MoDES]] = DMT
+    def fitted(self, session: Session) -> Any:
+        """Search."""
+        return self.searched(session, DMT(score=self.score), None)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitOne(Calibrated):
-    """The one setting of a method for each wanted ratio, by bisection."""
+class FitSingle(SkipFitting):
+    """One threshold for each wanted ratio, by bisection."""
 
-    method: ClassVar[Fitted] = Single()
-    low: ClassVar[float] = 0.0
-    high: ClassVar[float] = 1.0
+    method: ClassVar[FittedMethod] = Single()
 
-    targets: tuple[float, ...] = (0.5, 0.67, 0.75)
+    targets: tuple[float, ...] = _free((0.5, 0.67, 0.75))
     """Wanted shares of skipped pairs."""
 
-    def fitted(self, model: Any, batches: list[Any], journal: Journal, bar: Progress) -> Any:
-        reference = Reference(model, batches)
-        base = self.base(reference, journal, bar)
-        job = bar.add_task("searching", total=None)
-        evaluate = Evaluator(reference, journal, lambda _: bar.advance(job))
-        return bisect(evaluate, base, self.targets, self.low, self.high)
+    def fitted(self, session: Session) -> Any:
+        """Search the one setting of the method, which is in [0, 1]."""
+        evaluate = session.evaluator()
+        return bisect(evaluate, self.base(session, evaluate), self.targets)
 
-    def base(self, reference: Reference, journal: Journal, bar: Progress) -> Fitted:
-        """The method before its setting is known."""
+    def base(self, session: Session, evaluate: Evaluator) -> FittedMethod:
+        """Return the method before its setting is known."""
         return self.method
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitSingle(FitOne):
-    """One threshold for each wanted ratio."""
+class FitNAEE(FitSingle):
+    """The share of the tail for each wanted ratio, by bisection."""
+
+    method: ClassVar[FittedMethod] = NAEE()
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitNAEE(FitOne):
-    """The share of the tail for each wanted ratio."""
+class FitGMLG(FitSingle):
+    """One importance for each layer, then one threshold for each wanted ratio, by bisection."""
 
-    method: ClassVar[Fitted] = NAEE()
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitGMLG(FitOne):
-    """One importance for each layer, then one threshold for each wanted ratio."""
-
-    method: ClassVar[Fitted] = GMLG()
-
-    def base(self, reference: Reference, journal: Journal, bar: Progress) -> Fitted:
-        found = Importance.normalised(_importance(reference, journal, bar, True, "zero", "kl").shared)
-        return GMLG(alpha_text=found, alpha_vision=found)
+    def base(self, session: Session, evaluate: Evaluator) -> FittedMethod:
+        """Calibrate one importance for all tokens of a layer."""
+        alpha = Importance.normalised(session.importance().shared)
+        return GMLG(alpha_text=alpha, alpha_vision=alpha)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitMCMoE(FitOne):
-    """Which layers matter least, then the share of the tail for each wanted ratio."""
+class FitMCMoE(FitSingle):
+    """The layers that matter least, then the share of the tail for each wanted ratio, by bisection."""
 
-    method: ClassVar[Fitted] = MCMoE()
-
-    def base(self, reference: Reference, journal: Journal, bar: Progress) -> Fitted:
-        found = _importance(reference, journal, bar, True, "zero", "kl").shared
-        layers = [site.layer for site in registry.sites(reference.model)]
-        order = sorted(range(len(layers)), key=lambda i: found[i])[: max(1, round(PRUNABLE * len(layers)))]
-        return MCMoE(prunable=tuple(sorted(layers[i] for i in order)))
-
-    def fitted(self, model: Any, batches: list[Any], journal: Journal, bar: Progress) -> Any:
-        reference = Reference(model, batches)
-        base: Any = self.base(reference, journal, bar)
-        evaluate = Evaluator(reference, journal)
-        reached = evaluate(base.setting(beta=self.high))["ratio"]
-        if reached < max(self.targets):  # at high ratios its five layers in eight are not enough
-            base = replace(base, prunable=())
-        return bisect(evaluate, base, self.targets, self.low, self.high)
+    def base(self, session: Session, evaluate: Evaluator) -> FittedMethod:
+        """Choose the layers in which pairs are skipped; all, where those are not enough for the highest ratio."""
+        importance, layers = session.importance().shared, [site.layer for site in session.sites]
+        order = sorted(range(len(layers)), key=lambda i: importance[i])[: max(1, round(PRUNABLE * len(layers)))]
+        method = MCMoE(prunable=tuple(sorted(layers[i] for i in order)))
+        reached = evaluate(method.at(beta=1.0))["ratio"]
+        return method if reached >= max(self.targets) else MCMoE()
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitReduceK(FitOne):
+class FitReduceK(FitSingle):
     """The number of experts for each wanted ratio, which special tokens keep in full."""
 
-    method: ClassVar[Fitted] = ReduceK()
+    def fitted(self, session: Session) -> Any:
+        """Search k' in steps of one expert less, in one layer, for text or vision tokens.
 
-    def fitted(self, model: Any, batches: list[Any], journal: Journal, bar: Progress) -> Any:
-        top = max(site.top_k for site in registry.sites(model))
-        evaluate = Evaluator(Reference(model, batches), journal)
-        parts = 2 * top * len(registry.sites(model))
-        keeps = [top * (1 - step / parts) for step in range(parts + 1)]
-        points = []
-        for target in self.targets:
-            low, high = 0, len(keeps) - 1  # the ratio rises with the step; the first that reaches the target
-            while low < high:
-                middle = (low + high) // 2
-                reached = evaluate(ReduceK().setting(keep=keeps[middle]))["ratio"] >= target - 1e-9
-                low, high = (low, middle) if reached else (middle + 1, high)
-            near = [keeps[step] for step in (low - 1, low) if step >= 0]
-            found = [{"keep": keep, **evaluate(ReduceK().setting(keep=keep))} for keep in near]
-            best = min(found, key=lambda one: abs(one["ratio"] - target))
-            if best["ratio"] < target - 0.02:
-                raise FewstepError(f"reduce-k skips at most {best['ratio']:.3f} of the pairs, not {target:g}")
-            points.append({"target": target, **best})
-        sites = registry.sites(model)
-        return ReduceK(points=tuple(points), target=self.targets[-1], **facts(sites, ""))
+        Raises:
+            FewstepError: a ratio is out of reach.
+        """
+        top = float(max(site.top_k for site in session.sites))
+        parts = 2 * top * len(session.sites)
+
+        def step(keep: float) -> float:
+            return top * (1 - round((1 - keep / top) * parts) / parts)
+
+        method = bisect(session.evaluator(), ReduceK(), self.targets, top, 0.0, step)
+        for point in method.points:
+            if point["ratio"] < point["target"] - SHORT:
+                raise FewstepError(f"reduce-k skips at most {point['ratio']:.3f} of the pairs, not {point['target']:g}")
+        return method
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitREAP(Calibrated):
+class FitREAP(SkipFitting):
     """The experts of each layer that contribute least."""
 
-    remove: float = 0.5
+    remove: float = _free(0.5)
     """Share of each layer's experts."""
 
-    def depends(self) -> dict[str, Any]:
-        return {}
+    def fitted(self, session: Session) -> REAP:
+        """Measure every expert's saliency in one pass, then choose.
 
-    def fitted(self, model: Any, batches: list[Any], journal: Journal, bar: Progress) -> REAP:
+        Raises:
+            ValueError: `remove` is not in [0, 1).
+        """
         if not 0 <= self.remove < 1:
             raise ValueError(f"remove must be in [0, 1), found {self.remove}")
-        sites = registry.sites(model)
-        scores = saliency(model, batches)
+        scores = saliency(session.model, session.bar.track(session.batches, description="saliency of experts"))
         removed = tuple(
             tuple(sorted(scores[site.layer].argsort(stable=True)[: round(self.remove * site.count)].tolist()))
-            for site in sites
+            for site in session.sites
         )
-        return REAP(
-            removed=removed,
-            experts=max(site.count for site in sites),
-            top_k=max(site.top_k for site in sites),
-            layers=tuple(site.layer for site in sites),
-        )
+        return REAP(removed=removed, **model_facts(session.sites))

@@ -1,4 +1,4 @@
-"""What other packages may add to expert skipping; found through the same entry points as every plug-in."""
+"""Hooks by which other packages add to expert skipping; found through the same entry points as every plug-in."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ hookspec = pluggy.HookspecMarker("fewstep")
 def fewstep_skip_policies() -> Mapping[str, str]:
     """Policies by name: ``"module:Name"`` of a class, made without arguments, with ``keep(site, routed)``.
 
-    ``fewstep bench skip-policy --policy NAME`` measures one. See `fewstep_modes.rule.Routed` for what it is given.
+    ``fewstep bench skip-policy --policy-name NAME`` measures one. `routed` is a `fewstep_modes.rule.RouterOutput`.
     """
     raise AssertionError("a specification, never called")
 
@@ -26,7 +26,7 @@ def fewstep_moe_adapters() -> Mapping[str, str]:
 def fewstep_modality() -> Mapping[str, str]:
     """By class name of a model: ``"module:function"`` of ``(model, kwargs of its forward) -> int8 [B, S]``.
 
-    Numbers as in `fewstep_modes.modality`; 3 and above are modalities of the package's own (audio, ...), whose tokens
-    follow the threshold of text unless the policy has one of their number.
+    Numbers as in `fewstep.families.vlm`; 3 to 7 are modalities of the package's own (audio, ...), whose tokens follow
+    the threshold of text unless the policy has one of their number.
     """
     raise AssertionError("a specification, never called")

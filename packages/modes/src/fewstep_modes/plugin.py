@@ -23,7 +23,7 @@ def _card(name: str, summary: str, target: str, paper: str | None, fit: str | No
         models=_FAMILIES,
         run=_ASK,
         fit=f"fewstep_modes.fit:{fit}" if fit else None,
-        show="fewstep_modes.describe:describe",
+        show="fewstep_modes.method:describe",
         role=role,
     )
 
@@ -41,11 +41,15 @@ def fewstep_methods():
         _card("dmt", "MoDES without layer importance", "method:DMT", None, "FitDMT", "ablation"),
         _card("gmlg", "MoDES with one threshold", "method:GMLG", None, "FitGMLG", "ablation"),
         _card("single", "one threshold on routing weights", "method:Single", None, "FitSingle", "ablation"),
-        _card("reduce-k", "fewer experts for every token", "peers:ReduceK", None, "FitReduceK", "baseline"),
-        _card("naee", "drop the light tail of a token's experts", "peers:NAEE", "2402.14800", "FitNAEE", "baseline"),
-        _card("mc-moe", "NAEE with protection of tokens", "peers:MCMoE", "2410.06270", "FitMCMoE", "baseline"),
-        _card("reap", "remove the experts that contribute least", "peers:REAP", "2510.13999", "FitREAP", "baseline"),
-        _card("skip-policy", "a policy that another package registers", "peers:Registered", None, None),
+        _card("reduce-k", "fewer experts for every token", "baselines:ReduceK", None, "FitReduceK", "baseline"),
+        _card(
+            "naee", "drop the light tail of a token's experts", "baselines:NAEE", "2402.14800", "FitNAEE", "baseline"
+        ),
+        _card("mc-moe", "NAEE with protection of tokens", "baselines:MCMoE", "2410.06270", "FitMCMoE", "baseline"),
+        _card(
+            "reap", "remove the experts that contribute least", "baselines:REAP", "2510.13999", "FitREAP", "baseline"
+        ),
+        _card("skip-policy", "a policy that another package registers", "baselines:Registered", None, None),
     ]
 
 
@@ -66,7 +70,7 @@ def fewstep_tasks():
     return [
         Card(
             name="moe-latency",
-            summary="seconds of a prompt and of each new token, whatever is said",
-            target="fewstep_modes.tasks:MoeLatency",
+            summary="seconds of a prompt and of each new token",
+            target="fewstep_modes.wide:MoeLatency",
         )
     ]

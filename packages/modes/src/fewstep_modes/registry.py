@@ -1,4 +1,4 @@
-"""What other packages add through `fewstep_modes.hookspecs`."""
+"""Adapters, modalities and policies of other packages, added through `fewstep_modes.hookspecs`."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from fewstep.errors import UnknownNameError
 from fewstep.families import moe
 from fewstep.families.moe import MoeSite
 
-from .rule import Policy
+from .rule import SkipPolicy
 
 
-def _listed(hook: str) -> dict[str, str]:
-    found = getattr(plugins.installed().manager.hook, hook)()
-    return {name: target for listed in found for name, target in listed.items()}
+def _targets(hook: str) -> dict[str, str]:
+    listed = getattr(plugins.installed().manager.hook, hook)()
+    return {name: target for one in listed for name, target in one.items()}
 
 
 def sites(model: Any) -> list[MoeSite]:
-    """The layers with routed experts, by an adapter of another package where one names the model's class.
+    """List the layers with routed experts, by an adapter of another package where one names the model's class.
 
     Raises:
         UnsupportedModelError: there are none.
     """
-    adapter = _listed("fewstep_moe_adapters").get(type(model).__name__)
+    adapter = _targets("fewstep_moe_adapters").get(type(model).__name__)
     return import_target(adapter)(model) if adapter else moe.sites(model)
 
 
 def modality_of(model: Any) -> Callable[..., Any] | None:
-    """What another package says of the modalities of this class of models, or None."""
-    target = _listed("fewstep_modality").get(type(model).__name__)
+    """Return the function of another package that classifies tokens of this class of models, or None."""
+    target = _targets("fewstep_modality").get(type(model).__name__)
     return import_target(target) if target else None
 
 
-def policy(name: str) -> Policy:
-    """A new policy of that name.
+def policy(name: str) -> SkipPolicy:
+    """Make a new policy of that name.
 
     Raises:
         UnknownNameError: no package has one.
     """
-    known = _listed("fewstep_skip_policies")
+    known = _targets("fewstep_skip_policies")
     if name not in known:
         raise UnknownNameError(f"no skip policy is called {name!r}; installed: {', '.join(sorted(known)) or 'none'}")
-    return import_target(known[name])()
+    return import_target(known[name])().keep

@@ -1,4 +1,4 @@
-"""Mixtures of experts in transformers models: where they are, how theirs run on kept pairs alone, what was run."""
+"""Mixtures of experts in transformers models: find them, run them on kept pairs alone, count pairs."""
 
 from __future__ import annotations
 
@@ -26,19 +26,22 @@ class MoeSite:
     """One layer with routed experts. Its router returns ``(logits, weights [T, k], indices [T, k])``."""
 
     layer: int
+    """Number of its decoder layer."""
     block: nn.Module
+    """The feed-forward module of that layer: router, experts and, in some models, shared experts."""
     router: nn.Module
     experts: nn.Module
     """Called with hidden states ``[T, h]``, indices and weights; index ``E`` marks a skipped pair."""
     count: int
     """Number E of routed experts."""
     top_k: int
+    """Number k of experts that the router chooses for each token."""
     shared: bool
-    """Whether there are experts beside them that every token takes."""
+    """True where the block has shared experts too, which every token takes."""
 
 
 def sites(model: nn.Module) -> list[MoeSite]:
-    """The layers of `model` that have a router (``gate`` or ``router``) and stacked ``experts``, in order.
+    """List the layers of `model` that have a router (``gate`` or ``router``) and stacked ``experts``, in order.
 
     Recognised by these attributes, whatever the class: Qwen3-MoE, Qwen3-VL-MoE, OLMoE, Mixtral, DeepSeek-V3, gpt-oss
     and the models built on them.
@@ -46,16 +49,18 @@ def sites(model: nn.Module) -> list[MoeSite]:
     Raises:
         UnsupportedModelError: there is none.
     """
-    if not (found := _sites(model)):
+    if not (listed := _sites(model)):
         raise UnsupportedModelError(
             f"{type(model).__name__} has no layer with routed experts that is known here: a module with `experts` (all "
             "of one layer in stacked weights, as in transformers 5) and a `gate` or `router` that returns logits, "
             "weights and indices"
         )
-    return found
+    return listed
 
 
-def _sites(model: nn.Module) -> list[MoeSite]:
+def _sites(model: Any) -> list[MoeSite]:
+    if not hasattr(model, "named_modules"):  # a pipeline
+        return []
     return [site for name, block in model.named_modules() if (site := _site(name, block))]
 
 
@@ -98,30 +103,44 @@ def install(undo: ExitStack, model: Any, *, pack: bool = False) -> None:
 
 
 def fastest(model: Any, call: Callable[[], Result], names: Sequence[str] = MANY_TOKENS) -> Result:
-    """What `call` returns, with its seconds last, by the implementation of experts that takes the fewest.
+    """Call once with each implementation of experts in `names`; return the result of the fastest.
 
     A benchmark's unchanged model should be as fast as transformers can make it. Where `run` is installed, as by a
     method under test, and where a model has no experts, `call` is made once.
+
+    Args:
+        model: a transformers model; its own implementation is set again afterwards.
+        call: runs the model; the last item of its result is the time in seconds.
+        names: implementations that transformers has.
     """
     if not _sites(model):
         return call()
     choice = model.get_experts_implementation()
     if IMPLEMENTATION in (choice.values() if isinstance(choice, dict) else (choice,)):
         return call()
-    found = []
+    results = []
     try:
         for name in names:
             model.set_experts_implementation(name)
-            found.append(call())
+            results.append(call())
     finally:
         model.set_experts_implementation(choice)
-    return min(found, key=lambda one: one[-1])
+    return min(results, key=lambda result: result[-1])
 
 
 def run(experts: Any, hidden: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-    """Experts of any layout on the kept pairs; plain SwiGLU ones by the kernel `expert_mlp`.
+    """Run experts of any layout on the kept pairs; plain SwiGLU ones by the kernel `expert_mlp`.
 
-    The kernel has no gradient, so that while gradients are recorded the slower way is taken.
+    The kernel has no gradient: while gradients are recorded, the slower loop over experts runs.
+
+    Args:
+        experts: a module of stacked experts, as transformers has them.
+        hidden: tokens ``[T, h]``.
+        index: experts of each token ``[T, k]``; ``E`` marks a pair that is skipped.
+        weight: routing weights ``[T, k]``.
+
+    Returns:
+        ``[T, h]``; 0 for a token whose pairs are all skipped.
     """
     import torch
 
@@ -133,7 +152,7 @@ def run(experts: Any, hidden: Tensor, index: Tensor, weight: Tensor) -> Tensor:
 
 
 def plain_swiglu(experts: Any) -> bool:
-    """Whether ``W_down (silu(W_gate x) * W_up x)`` with stacked ``[2 f, h]`` weights is all that these experts do."""
+    """Tell if ``W_down (silu(W_gate x) * W_up x)`` with stacked ``[2 f, h]`` weights is all that these experts do."""
     kind, act = type(experts), getattr(experts, "act_fn", None)
     own_gate = getattr(kind._apply_gate, "__module__", "") != "transformers.integrations.moe"
     extra = ("has_bias", "is_transposed", "has_post_expert_norm")
@@ -143,7 +162,7 @@ def plain_swiglu(experts: Any) -> bool:
 
 
 def _any_layout(experts: Any, hidden: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-    """Expert by expert, with biases, transposed weights and gates as the module has them."""
+    """Loop over experts, with biases, transposed weights and gates as the module has them."""
     import torch
 
     out = torch.zeros_like(hidden)
@@ -168,13 +187,13 @@ def _linear(experts: Any, rows: Tensor, name: str, number: int) -> Tensor:
 
 @dataclass
 class Pairs:
-    """Pairs of token and expert that the experts were given while counted, by layer and group of tokens."""
+    """Numbers of pairs of token and expert that were run while counted, by layer and group of tokens."""
 
     counts: dict[tuple[int, int], list[int]] = field(default_factory=dict)
-    """Kept and all, by layer and group."""
+    """``[kept, all]`` by layer and group."""
 
     def skipped(self, *, layer: int | None = None, group: int | None = None) -> float:
-        """Share that was skipped: of everything, of one layer, of one group of tokens, or both; 0 without pairs."""
+        """Share of skipped pairs in [0, 1]: of everything, one layer, one group of tokens, or both; 0 without pairs."""
         some = [n for (at, of), n in self.counts.items() if layer in (None, at) and group in (None, of)]
         kept, every = (sum(column) for column in zip(*some, strict=True)) if some else (0, 0)
         return 1 - kept / every if every else 0.0
@@ -182,11 +201,11 @@ class Pairs:
 
 @contextmanager
 def counted(model: nn.Module, groups: Tensor | None = None) -> Iterator[Pairs]:
-    """Count the pairs that the experts are given, whatever decides which.
+    """Count the pairs that reach the experts, kept and skipped.
 
     Args:
         model: one with routed experts; for others nothing is counted.
-        groups: a number for each token of the calls inside, flattened; without it all are group 0.
+        groups: a number for each token of the calls inside, flattened; None counts all as group 0.
     """
     pairs, hooks = Pairs(), []
     try:
@@ -203,8 +222,8 @@ def _counter(pairs: Pairs, site: MoeSite, groups: Tensor | None) -> Any:
         index = args[1]
         for group in [0] if groups is None else groups.unique().tolist():
             some = index if groups is None else index[groups.reshape(-1) == group]
-            found = pairs.counts.setdefault((site.layer, group), [0, 0])
-            found[0] += int((some < site.count).sum())
-            found[1] += some.numel()
+            entry = pairs.counts.setdefault((site.layer, group), [0, 0])
+            entry[0] += int((some < site.count).sum())
+            entry[1] += some.numel()
 
     return count

@@ -59,7 +59,7 @@ _OWN: dict[str, dict[str, Any]] = {
 
 
 def tiny(family: str = "qwen3_vl_moe", *, seed: int = 0, **overrides: Any) -> Any:
-    """A random model in eval mode: 3 layers, width 64, 8 experts of which 4 are used, vocabulary 97.
+    """Build a random model in eval mode: 3 layers, width 64, 8 experts of which 4 are used, vocabulary 97.
 
     Args:
         family: one of `FAMILIES`. Those with pictures read 32x32 pixels as 16 tokens.
@@ -101,7 +101,14 @@ def _with_pictures(family: str, overrides: dict[str, Any]) -> Any:
 
 
 def tiny_inputs(family: str = "qwen3_vl_moe", *, batch: int = 2, text: int = 9, seed: int = 0) -> dict[str, Any]:
-    """Keyword arguments of a model of `family`: a picture between two tokens where it reads them, then `text` ids."""
+    """Make keyword arguments of a model of `family`: a picture between two tokens where it reads them, then `text` ids.
+
+    Args:
+        family: one of `FAMILIES`.
+        batch: number of prompts.
+        text: tokens after the picture; ids in 3..79, none special.
+        seed: of ids and pixels.
+    """
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -111,11 +118,11 @@ def tiny_inputs(family: str = "qwen3_vl_moe", *, batch: int = 2, text: int = 9, 
     cells = (SIDE // PATCH // 2) ** 2
     picture = torch.tensor([START, *[IMAGE] * cells, END]).expand(batch, -1)
     ids = torch.cat([picture, words], 1)
-    found = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if family != "qwen3_vl_moe":
-        return found | {"pixel_values": torch.randn(batch, 3, SIDE, SIDE, generator=generator)}
+        return inputs | {"pixel_values": torch.randn(batch, 3, SIDE, SIDE, generator=generator)}
     grid = SIDE // PATCH
-    return found | {
+    return inputs | {
         "mm_token_type_ids": (ids == IMAGE).long(),
         "pixel_values": torch.randn(batch * grid**2, 3 * PATCH**2, generator=generator),
         "image_grid_thw": torch.tensor([[1, grid, grid]]).expand(batch, -1),

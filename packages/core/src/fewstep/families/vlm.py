@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,14 +13,16 @@ import torch
 from jaxtyping import Int8
 from torch import Tensor
 
-from ..contract import Loaded
+from ..contract import CalibrationBatch, Loaded
+from ..data.files import read_lines
 from ..data.images import read_image
-from ..errors import FewstepError, UnsupportedModelError
+from ..errors import BadFileError, FewstepError, UnsupportedModelError
 from .inputs import PromptInputs
 
 PADDING, OTHER, TEXT, VISION = -1, 0, 1, 2
 """Modality of a token; `OTHER` are special tokens."""
 NAMES = {TEXT: "text", VISION: "vision"}
+"""Modalities that methods tell apart, by the name that reports and rows give them."""
 _VISION_IDS = ("image_token_id", "video_token_id", "image_token_index", "media_placeholder_token_id")
 _SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "vision_start_token_id", "vision_end_token_id")
 
@@ -47,20 +50,21 @@ def _ids(model: Any, names: tuple[str, ...]) -> tuple[int, ...]:
 
 
 def special_ids(model: Any) -> tuple[int, ...]:
-    """Ids of begin, end, padding and the tokens around pictures, as far as the configurations name them."""
+    """Return the ids of begin, end, padding and the tokens around pictures, as far as the configurations name them."""
     return _ids(model, _SPECIAL_IDS)
 
 
 def vision_ids(model: Any) -> tuple[int, ...]:
-    """Placeholders of pictures and videos; empty for a model that reads text alone."""
+    """Return the ids of the placeholders of pictures and videos; empty for a model that reads text alone."""
     return _ids(model, _VISION_IDS)
 
 
 def modality(kwargs: Mapping[str, Any], special: tuple[int, ...], vision: tuple[int, ...]) -> Int8[Tensor, "b s"]:
-    """Tell -1 padding, 0 other (special tokens), 1 text, 2 vision, for each token of a call of the model.
+    """Classify each token of a call of the model: -1 padding, 0 other (special tokens), 1 text, 2 vision.
 
     Args:
-        kwargs: what the model is called with: ``input_ids``, ``mm_token_type_ids``, ``attention_mask``, ...
+        kwargs: keyword arguments of the call: ``input_ids`` or ``inputs_embeds``, and where they are given
+            ``mm_token_type_ids`` (0 text, 1 image, 2 video) and ``attention_mask`` (0 padding).
         special: ids of special tokens.
         vision: ids of placeholders.
 
@@ -89,7 +93,13 @@ def modality(kwargs: Mapping[str, Any], special: tuple[int, ...], vision: tuple[
 
 
 def inputs(loaded: Loaded, prompt: str, pictures: Sequence[Path] = (), answer: str | None = None) -> dict[str, Any]:
-    """Keyword arguments of the model for one prompt, with its pictures, and with the answer where there is one.
+    """Make the keyword arguments of the model for one prompt, its pictures, and the answer where there is one.
+
+    Args:
+        loaded: a model with its tokenizer or processor; the chat template is used where it has one.
+        prompt: the question.
+        pictures: files of pictures that come before it.
+        answer: text of the model's turn; None leaves the turn open for generation.
 
     Raises:
         BadFileError: a picture cannot be read.
@@ -115,6 +125,41 @@ def inputs(loaded: Loaded, prompt: str, pictures: Sequence[Path] = (), answer: s
     return dict(processor(text=[text], return_tensors="pt", **more))
 
 
+def calibration_of_file(path: Path, loaded: Loaded, samples: int, seed: int) -> list[CalibrationBatch]:
+    """Draw samples from a JSON-lines file: ``{"prompt": ..., "answer": ..., "image": path}``; the image may be absent.
+
+    Args:
+        path: the file; images are relative to it.
+        loaded: a model with its tokenizer or processor.
+        samples: most samples, each a batch of its own.
+        seed: of the draw.
+
+    Raises:
+        BadFileError: a line, or an image that it names, cannot be read.
+        FewstepError: the model has no processor, or reads no pictures.
+    """
+    lines = [line for line in read_lines(path) if line.strip()]
+    order = torch.randperm(len(lines), generator=torch.Generator().manual_seed(seed))[:samples].tolist()
+    return [_scored_answer(path, number, lines[number], loaded) for number in order]
+
+
+def _scored_answer(path: Path, number: int, line: str, loaded: Loaded) -> CalibrationBatch:
+    try:
+        sample = json.loads(line)
+        prompt, answer = str(sample["prompt"]), str(sample["answer"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadFileError(f'{path}:{number + 1} is no {{"prompt": ..., "answer": ...}}: {error}') from error
+    pictures = [path.parent / sample["image"]] if sample.get("image") else []
+    asked = inputs(loaded, prompt, pictures)
+    answered = inputs(loaded, prompt, pictures, answer)
+    start, length = asked["input_ids"].shape[1], answered["input_ids"].shape[1]
+    if length <= start:
+        raise BadFileError(f"{path}:{number + 1} has an empty answer")
+    mask = torch.zeros(1, length, dtype=torch.bool)
+    mask[:, start - 1 : length - 1] = True  # the first token of the answer is predicted at the last one of the prompt
+    return {"inputs": answered, "score_mask": mask}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ask(PromptInputs):
     """Ask a question about a picture, a document, or neither."""
@@ -132,7 +177,12 @@ class Ask(PromptInputs):
         super().__post_init__()
 
     def __call__(self, loaded: Loaded, method: Any) -> None:
-        """Print the answer, then what the method did to get it."""
+        """Print the answer, then its time and the method's counts.
+
+        Raises:
+            BadFileError: a picture or the document cannot be read.
+            FewstepError: the model has no processor, reads no pictures, or does not know a word of the prompt.
+        """
         document = self.document()
         prompt = f"{document.rstrip()}\n\n{self.prompt}" if document else self.prompt
         arguments = inputs(loaded, prompt, self.image)
@@ -154,7 +204,7 @@ class Ask(PromptInputs):
 
 
 def _refuse_unknown_words(loaded: Loaded, prompt: str) -> None:
-    """Refuse words that a tokenizer of a closed vocabulary does not have.
+    """Refuse words that a tokenizer of a closed vocabulary lacks.
 
     Raises:
         FewstepError: some are unknown; the message names them.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
@@ -46,7 +47,7 @@ class Canvases:
 
 @functools.cache
 def images(split: Split) -> tuple[Float[Tensor, "n 8 8"], Int[Tensor, " n"]]:
-    """Images from 0 to 1 and their labels: of scikit-learn's 1797, a tenth each is kept for calibration and test."""
+    """Read images in [0, 1] and their labels: of scikit-learn's 1797, a tenth each is for calibration and for test."""
     from sklearn.datasets import load_digits
 
     data: Any = load_digits()
@@ -56,15 +57,15 @@ def images(split: Split) -> tuple[Float[Tensor, "n 8 8"], Int[Tensor, " n"]]:
 
 
 def draw(size: int, split: Split, generator: torch.Generator, kinds: Sequence[str] = tuple(FORMS)) -> Canvases:
-    """Canvases with 2 to 10 digits and one question each; the kinds of questions take turns."""
+    """Draw canvases with 2 to 10 digits and one question each; the kinds of questions take turns."""
     every, labels = images(split)
     many = torch.randint(FEWEST, MOST + 1, (size, 1), generator=generator)
     filled = torch.rand(size, GRID * GRID, generator=generator).argsort(1).argsort(1) < many
     chosen = torch.randint(len(labels), (size, GRID * GRID), generator=generator)
     digits = labels[chosen].where(filled, torch.tensor(EMPTY))
     cells = every[chosen] * filled[..., None, None]
-    whole = cells.view(size, GRID, GRID, SIDE, SIDE).transpose(2, 3).reshape(size, GRID * SIDE, GRID * SIDE)
-    noisy = whole + NOISE * torch.randn(whole.shape, generator=generator)
+    page = rearrange(cells, "b (row column) h w -> b (row h) (column w)", row=GRID)
+    noisy = page + NOISE * torch.randn(page.shape, generator=generator)
     shuffled = torch.rand(digits.shape, generator=generator)
     asked = [
         ask(kinds[i % len(kinds)], row.tolist(), order.argsort().tolist(), int(pick * 1000))
@@ -76,7 +77,7 @@ def draw(size: int, split: Split, generator: torch.Generator, kinds: Sequence[st
 
 
 def ask(kind: str, digits: Sequence[int], order: Sequence[int], pick: int) -> Asked:
-    """A question of `kind` about the filled cells that come first in `order`; `pick` chooses a language.
+    """Make a question of `kind` about the filled cells that come first in `order`; `pick` chooses a language.
 
     A canvas without a digit that occurs once is asked for its number of digits instead of where one is.
     """

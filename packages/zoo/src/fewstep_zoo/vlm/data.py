@@ -1,4 +1,4 @@
-"""Questions with their answers as `fewstep.train` draws them."""
+"""Questions with their answers, as `fewstep.train` draws them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Conversation(NamedTuple):
     positions: Int[Tensor, "3 b s"]
 
     def inputs(self) -> dict[str, Tensor]:
-        """Keyword arguments of the model."""
+        """Return the keyword arguments of the model."""
         side = 2 * GRID
         return {
             "input_ids": self.ids,
@@ -41,7 +41,7 @@ class Conversation(NamedTuple):
         }
 
     def scored(self) -> Bool[Tensor, "b s"]:
-        """Positions that predict a token of an answer."""
+        """Return True at the positions that predict a token of an answer."""
         return self.labels != IGNORED
 
 
@@ -58,7 +58,7 @@ class Questions:
     uncond: None = None
 
     def draw(self, size: int, generator: torch.Generator) -> tuple[Conversation, None]:
-        """Conversations of `size` canvases."""
+        """Draw conversations about `size` canvases."""
         drawn = canvas.draw(size, self.split, generator, self.kinds)
         kinds, asked = self.kinds, [[first] for first in drawn.asked]
         for row, digits in zip(asked, drawn.digits.tolist(), strict=True):
@@ -70,7 +70,7 @@ class Questions:
 
 
 def conversation(asked: Sequence[Sequence[Asked]], pixels: Tensor) -> Conversation:
-    """Tokens and labels of canvases ``[B, 32, 32]`` and the questions about each."""
+    """Make tokens and labels of canvases ``[B, 32, 32]`` and the questions about each."""
     ids = vocabulary()
     picture = [ids["<|vision_start|>"], *[ids["<|image_pad|>"]] * GRID**2, ids["<|vision_end|>"]]
     rows: list[tuple[list[int], list[int]]] = []

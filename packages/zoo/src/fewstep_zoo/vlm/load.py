@@ -12,5 +12,5 @@ WEIGHTS = Path(__file__).parents[1] / "weights" / NAME
 
 
 def answerer(*, dtype: str = "float32", device: str = "cpu") -> Loaded:
-    """``digits-qwen3-vl-moe``: a stock `Qwen3VLMoeForConditionalGeneration` with its processor."""
+    """Load ``digits-qwen3-vl-moe``: a stock `Qwen3VLMoeForConditionalGeneration` with its processor."""
     return from_folder(WEIGHTS, name=NAME, dtype=dtype, device=device, weights="trained")

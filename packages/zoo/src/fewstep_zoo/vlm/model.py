@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from einops import rearrange, repeat
 from fewstep.loaders import without_video
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
@@ -57,7 +58,7 @@ VISION = {
 
 
 def network(seed: int = 0, **text: Any) -> Any:
-    """The `Qwen3VLMoeForConditionalGeneration` before training; `text` are fields of its text configuration."""
+    """Build the `Qwen3VLMoeForConditionalGeneration` before training; `text` are fields of its text configuration."""
     from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
 
     ids = vocabulary()
@@ -77,7 +78,7 @@ def network(seed: int = 0, **text: Any) -> Any:
 
 
 def processor() -> Any:
-    """A `Qwen3VLProcessor`: a word-level tokenizer of the closed vocabulary; pictures are shrunk to 32x32 pixels."""
+    """Build a `Qwen3VLProcessor`: word-level tokenizer of the closed vocabulary, pictures shrunk to 32x32 pixels."""
     from transformers import Qwen3VLProcessor
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -94,7 +95,7 @@ def processor() -> Any:
 
 
 def tokenizer() -> Any:
-    """Lower case, words between spaces."""
+    """Build the tokenizer: lower case, words between spaces."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -112,17 +113,15 @@ def tokenizer() -> Any:
 
 
 def patches(pixels: UInt8[Tensor, "b h w"]) -> Float[Tensor, "patches features"]:
-    """What the image processor makes of grey canvases of the size of those of training, for a whole batch at once."""
-    merged = PATCH * MERGE
-    batch, side = len(pixels), pixels.shape[-1] // merged
+    """Cut grey canvases of the size of those of training into patches, as the image processor does, a batch at once."""
     grey = (pixels.float() / 255 - MEAN) / STD
-    split = grey.view(batch, side, MERGE, PATCH, side, MERGE, PATCH).permute(0, 1, 4, 2, 5, 3, 6)
-    flat = split.reshape(batch * (side * MERGE) ** 2, 1, PATCH * PATCH)
-    return flat.expand(-1, 3, -1).reshape(len(flat), -1)
+    shape = "b (row my h) (column mx w) -> (b row column my mx) (h w)"
+    flat = rearrange(grey, shape, my=MERGE, mx=MERGE, h=PATCH, w=PATCH)
+    return repeat(flat, "n features -> n (colour features)", colour=3)
 
 
 def positions(types: Int[Tensor, "b s"]) -> Int[Tensor, "3 b s"]:
-    """Multimodal rotary positions of rows that begin with the picture, as the model itself would find them."""
+    """Compute multimodal rotary positions of rows that begin with the picture, as the model itself would."""
     image, side = types[0].bool(), GRID
     start = int(image.nonzero()[0])
     cell = torch.arange(side * side)

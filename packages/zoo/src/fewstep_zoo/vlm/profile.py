@@ -1,4 +1,4 @@
-"""What was skipped in each layer, of text and of vision tokens, as a picture."""
+"""Picture of the share of skipped pairs by layer, of text and of vision tokens."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ ROW, COLUMN, EDGE = 26, 96, 70
 
 
 def png(layers: Sequence[int], shares: Mapping[str, Sequence[float]]) -> bytes:
-    """Layers down, groups of tokens across; the darker, the more of the pairs was skipped."""
+    """Draw layers down and groups of tokens across; the darker, the more of the pairs was skipped.
+
+    Args:
+        layers: their numbers.
+        shares: by name of the group, the skipped share of each layer, in [0, 1].
+    """
     from PIL import Image, ImageDraw
 
     image = Image.new("RGB", (EDGE + COLUMN * len(shares), ROW * (len(layers) + 1)), "white")

@@ -1,4 +1,4 @@
-"""How ``digits-qwen3-vl-moe`` was trained: answers to questions about canvases, in less than an hour on one core."""
+"""Recipe of ``digits-qwen3-vl-moe``: answers to questions about canvases, in less than an hour on one core."""
 
 from __future__ import annotations
 
@@ -79,20 +79,20 @@ class Answering:
 
     def losses(self, role: str, batch: Batch, step: int) -> Mapping[str, Tensor]:
         network: Any = self.roles.student.network
-        found = network(**batch.cond.inputs(), use_cache=False, output_router_logits=True)
+        out = network(**batch.cond.inputs(), use_cache=False, output_router_logits=True)
         scored = batch.cond.scored()
-        logits, wanted = found.logits[scored], batch.cond.labels[scored]
+        logits, wanted = out.logits[scored], batch.cond.labels[scored]
         batch.metrics["right"] = (logits.argmax(-1) == wanted).float().mean()
         text = network.config.text_config
         return {
             "answer": F.cross_entropy(logits, wanted),
-            "balance": text.router_aux_loss_coef * found.aux_loss,
-            "spread": self.spread * concentration(found.router_logits, text.num_experts_per_tok),
+            "balance": text.router_aux_loss_coef * out.aux_loss,
+            "spread": self.spread * concentration(out.router_logits, text.num_experts_per_tok),
         }
 
 
 def concentration(logits: Sequence[Float[Tensor, "t e"]], k: int) -> Float[Tensor, ""]:
-    """``k sum_i pi_i^2 - 1``, mean over tokens and layers: 0 for equal weights of the k experts, k - 1 for one alone.
+    """Mean over tokens and layers of ``k sum_i pi_i^2 - 1``: 0 for equal weights of the k experts, k - 1 for one alone.
 
     Small models gather a token's weight on one expert; in large ones, and with this as a loss, all k matter.
     """

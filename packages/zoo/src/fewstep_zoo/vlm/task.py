@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from fewstep.bench import Outcome, Sample
-from fewstep.contract import Loaded
+from fewstep.contract import CalibrationBatch, Loaded
 from fewstep.errors import UnsupportedModelError
 from fewstep.families import moe
+from fewstep.families.vlm import OTHER, PADDING, TEXT, VISION
 from torch import Tensor
 
 from . import canvas, profile
@@ -18,7 +19,6 @@ from .canvas import Asked
 from .data import Conversation, conversation
 from .words import ASKED, vocabulary
 
-OTHER, TEXT, VISION = 0, 1, 2
 SHOWN = 2
 """Questions of each kind in the report."""
 
@@ -76,18 +76,18 @@ class DigitQA:
     def _read(self, model: Any, part: Conversation, pairs: moe.Pairs) -> tuple[Tensor, float]:
         inputs = {name: value.to(model.device) for name, value in part.inputs().items()}
         inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
-        with moe.counted(model, groups(part).to(model.device)) as found:
+        with moe.counted(model, groups(part).to(model.device)) as counted:
             began = time.perf_counter()
             logits = model(**inputs, use_cache=False).logits.float().log_softmax(-1).cpu()
             seconds = time.perf_counter() - began
-        for key, (kept, every) in found.counts.items():
+        for key, (kept, every) in counted.counts.items():
             before = pairs.counts.setdefault(key, [0, 0])
             pairs.counts[key] = [before[0] + kept, before[1] + every]
         pairs.counts = {key: value for key, value in pairs.counts.items() if key[1] >= 0}
         return logits, seconds
 
     def compare(self, outcome: Outcome, baseline: Outcome) -> dict[str, float]:
-        """KL(dense || method) in nats and agreement of the likeliest word, over answers; share of dense's accuracy."""
+        """Compare answers: KL(dense || method) in nats, agreement of the likeliest word, share of dense's accuracy."""
         dense, other = (o.evidence for o in (baseline, outcome) if o.evidence is not None)
         return {
             "kl": (dense.exp() * (dense - other)).sum(-1).mean().item(),
@@ -96,11 +96,15 @@ class DigitQA:
         }
 
     def small(self) -> DigitQA:
-        """A dozen questions."""
+        """Return the task with a dozen questions."""
         return replace(self, questions=12, batch=12)
 
-    def calibration(self, loaded: Loaded, samples: int, batch: int, seed: int) -> list[dict[str, Any]]:
-        """Questions about images that are kept for calibration, for methods that are fitted to a model."""
+    def calibration(self, loaded: Loaded, samples: int, batch: int, seed: int) -> list[CalibrationBatch]:
+        """Draw questions about images that are kept for calibration, for methods that are fitted to a model.
+
+        Raises:
+            UnsupportedModelError: the model does not know the words of these questions.
+        """
         _check(loaded)
         generator = torch.Generator().manual_seed(seed)
         drawn = canvas.draw(samples, "calibration", generator, ASKED)
@@ -123,18 +127,18 @@ class DigitQA:
 
 
 def groups(part: Conversation) -> Tensor:
-    """0 special, 1 text, 2 vision, -1 padding, for each token."""
+    """Classify each token: 0 special, 1 text, 2 vision, -1 padding, as in `fewstep.families.vlm`."""
     ids = vocabulary()
     kind = torch.full_like(part.ids, TEXT)
     for word in ("<|vision_start|>", "<|vision_end|>", "<|im_end|>"):
         kind[part.ids == ids[word]] = OTHER
     kind[part.ids == ids["<|image_pad|>"]] = VISION
-    kind[part.ids == ids["<|endoftext|>"]] = -1
+    kind[part.ids == ids["<|endoftext|>"]] = PADDING
     return kind
 
 
 def _answers(part: Conversation, logits: Tensor) -> list[str]:
-    """The likeliest words at the scored positions, without the end token that has to close them."""
+    """Return the likeliest words at the scored positions, without the end token that has to close them."""
     words = list(vocabulary())
     likeliest, scored, end = logits.argmax(-1), part.scored(), vocabulary()["<|im_end|>"]
     said = [row[mask].tolist() for row, mask in zip(likeliest, scored, strict=True)]

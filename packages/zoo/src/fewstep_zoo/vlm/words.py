@@ -1,4 +1,4 @@
-"""The closed language of questions about canvases: what can be asked, and what is answered."""
+"""The closed language of questions about canvases and of their answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LANGUAGES = {
     "dutch": ("nul", "een", "twee", "drie", "vier", "vijf", "zes", "zeven", "acht", "negen"),
     "polish": ("zero", "jeden", "dwa", "trzy", "cztery", "pięć", "sześć", "siedem", "osiem", "dziewięć"),
 }
-"""How the digits are called: the tables that `name` questions look up."""
+"""Names of the digits: the tables that `name` questions look up."""
 ROWS, COLUMNS = "abcd", "1234"
 CELLS = tuple(row + column for row in ROWS for column in COLUMNS)
 """``a1`` is top left, ``d4`` bottom right."""
@@ -34,7 +34,7 @@ UNKNOWN = "<unk>"
 
 
 def vocabulary() -> dict[str, int]:
-    """Ids of all words: special tokens first."""
+    """Return the ids of all words, special tokens first."""
     said = (word for form in FORMS.values() for word in form.split() if not word.startswith("{"))
     spoken = (word for table in LANGUAGES.values() for word in table)
     words = dict.fromkeys((*SPECIAL, UNKNOWN, *said, *CELLS, *ROWS, *LANGUAGES, *NUMBERS, *spoken))
