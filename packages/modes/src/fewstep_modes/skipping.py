@@ -63,7 +63,7 @@ def skip(
             modality_of=registry.modality_of(model),
             protect_special=protect_special,
             renormalise=renormalise,
-            counts=torch.zeros(len(sites), _MODALITIES, 2, dtype=torch.int64, device=next(model.parameters()).device),
+            counts=torch.zeros(len(sites), _MODALITIES, 2, dtype=torch.int64),
         )
         for handle in hooks.register(model):
             undo.callback(handle.remove)
@@ -151,6 +151,8 @@ class _Hooks:
         present = (kind != PADDING).long()
         both = torch.stack([(~keep).sum(-1) * present, keep.shape[1] * present], 1)
         with self.lock:
+            if self.counts.device != both.device:  # known only here: weights of an offloaded model lie elsewhere
+                self.counts = self.counts.to(both.device)
             self.counts[number].index_add_(0, kind.clamp(min=0).long(), both)
 
 

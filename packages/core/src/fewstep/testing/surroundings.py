@@ -21,17 +21,19 @@ class SurroundingsSuite:
     """Each test lets the method do right or refuse in one sentence; a broken model or a wrong answer is neither."""
 
     def test_a_model_saved_while_applied_loads_whole(self, case: Case, tmp_path: Path):
-        dense = case.call(case.model)
+        """What is saved are the weights as they were, or those that the method put in their place."""
+        before = weights(case.model)
         with case.method.apply(case.model):
-            applied = case.call(case.model)
+            applied = weights(case.model)
             try:
                 case.model.save_pretrained(tmp_path / "saved")
             except FewstepError as refusal:
                 return one_sentence(refusal)
-        loaded = type(case.model).from_pretrained(tmp_path / "saved")
-        loaded = loaded.eval() if isinstance(loaded, nn.Module) else loaded
-        again = case.call(loaded)
-        assert any(same(again, known) for known in (dense, applied))
+        loaded = weights(type(case.model).from_pretrained(tmp_path / "saved"))
+        assert any(
+            loaded.keys() == known.keys() and all(torch.equal(loaded[name], known[name]) for name in known)
+            for known in (before, applied)
+        )
 
     def test_the_state_dict_while_applied_is_that_of_the_model(self, case: Case):
         before = {prefix: sizes(network) for prefix, network in modules(case.model).items()}
@@ -64,6 +66,8 @@ class SurroundingsSuite:
 
     def test_threads_with_different_inputs_do_not_meet(self, case: Case):
         """Four threads on one applied model; state that one call leaves must not reach another."""
+        if not isinstance(case.model, nn.Module):
+            return  # pipelines of diffusers keep the state of a call in their scheduler, with and without a method
         calls = (case.call, *case.others)
         with case.method.apply(case.model):
             alone = [call(case.model) for call in calls]
@@ -143,3 +147,9 @@ def same(one: Tensor, other: Tensor) -> bool:
 def sizes(network: nn.Module) -> dict[str, torch.Size]:
     """Shapes of a state dict."""
     return {name: value.shape for name, value in network.state_dict().items()}
+
+
+def weights(model: Any) -> dict[str, Tensor]:
+    """Copies of all weights, by name."""
+    states = {prefix: network.state_dict() for prefix, network in modules(model).items()}
+    return {prefix + name: value.clone() for prefix, state in states.items() for name, value in state.items()}
