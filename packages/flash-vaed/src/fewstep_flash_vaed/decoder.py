@@ -108,7 +108,8 @@ def _student_stage(number: int, stage: DecoderStage, operator: Operator, kept: i
     if kept and (operator == "separable" or stage.up == "time"):
         raise ValueError(f"up-block {number} is separable or upsamples time: it keeps all of its channels (width 0)")
     widths = {"inside": kept or stage.inside, "width": kept or stage.width, "outside": following or stage.outside}
-    return StudentStage(**(vars(stage) | widths), operator=operator, narrow=bool(kept))
+    fields: dict[str, Any] = vars(stage) | widths
+    return StudentStage(**fields, operator=operator, narrow=bool(kept))
 
 
 def preset(config: Any) -> tuple[tuple[Operator, ...], tuple[int, ...]]:

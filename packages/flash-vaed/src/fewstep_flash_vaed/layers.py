@@ -108,6 +108,8 @@ def remembered(x: Frames, layer: nn.Module, memory: Memory | None) -> tuple[Fram
 class CausalConv(nn.Conv3d):
     """Dense causal convolution with a kernel of 3 frames and ``k x k`` pixels."""
 
+    bias: Tensor  # type: ignore[assignment]  # always there
+
     def __init__(self, inside: int, outside: int, size: int = 3) -> None:
         super().__init__(inside, outside, (3, size, size))
 
@@ -119,6 +121,8 @@ class CausalConv(nn.Conv3d):
 
 class Depthwise(nn.Conv3d):
     """Causal 3x3x3 convolution of each channel by itself; with ``size=1`` a factor and an offset of each channel."""
+
+    bias: Tensor  # type: ignore[assignment]  # always there
 
     def __init__(self, channels: int, size: int = 3) -> None:
         super().__init__(channels, channels, size, groups=channels)
@@ -134,10 +138,12 @@ class Depthwise(nn.Conv3d):
 class Pointwise(nn.Conv3d):
     """1x1x1 convolution."""
 
+    bias: Tensor  # type: ignore[assignment]  # always there
+
     def __init__(self, inside: int, outside: int) -> None:
         super().__init__(inside, outside, 1)
 
-    def forward(self, x: Frames) -> Frames:
+    def forward(self, x: Frames) -> Frames:  # type: ignore[override]
         """Mix the channels of each pixel."""
         return framewise(lambda images: F.conv2d(images, self.weight[:, :, 0], self.bias), x)
 
@@ -224,6 +230,8 @@ class Attention(nn.Module):
 
 class UpsampleConv(nn.Conv2d):
     """Nearest-neighbour upsampling by two and a 3x3 convolution in one pass over images."""
+
+    bias: Tensor  # type: ignore[assignment]  # always there
 
     def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n o H W"]:  # type: ignore[override]
         """Twice the height and width."""

@@ -66,7 +66,7 @@ def decoder_stages(config: Any) -> tuple[DecoderStage, ...]:
         )
     base = config.decoder_base_dim or config.base_dim
     widths = [base * factor for factor in (config.dim_mult[-1], *config.dim_mult[::-1])]
-    ups = ["time" if doubled else "space" for doubled in config.temperal_downsample[::-1]][: len(widths) - 2]
+    ups: list[Any] = ["time" if doubled else "space" for doubled in config.temperal_downsample[::-1]][: len(widths) - 2]
     return tuple(
         DecoderStage(
             inside=before // 2 if number else before,

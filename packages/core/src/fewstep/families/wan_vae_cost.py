@@ -87,7 +87,7 @@ def stage_costs(module: nn.Module, decode: Callable[[Tensor], Any], latents: Ite
     handles = [
         part.register_forward_hook(partial(count, _stage(name)))
         for name, part in module.named_modules()
-        if isinstance(getattr(part, "weight", None), Tensor) and part.weight.ndim >= 4
+        if isinstance(weight := getattr(part, "weight", None), Tensor) and weight.ndim >= 4
     ]
     try:
         decode(torch.empty(tuple(latents), device="meta"))
