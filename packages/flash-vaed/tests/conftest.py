@@ -1,7 +1,8 @@
 import pytest
 import torch
-from fewstep_flash_vaed.decoder import WanDecoder, of_vae, spec_of
-from fewstep_flash_vaed.method import fingerprint, save
+from fewstep.families import wan_vae
+from fewstep_flash_vaed.decoder import WanDecoder, decoder_shape, exact_decoder
+from fewstep_flash_vaed.method import save_student
 
 
 def make_vae(seed=0, **overrides):
@@ -40,7 +41,7 @@ def latents():
 
 @pytest.fixture
 def teacher(vae):
-    return of_vae(vae)
+    return exact_decoder(vae)
 
 
 @pytest.fixture
@@ -48,11 +49,10 @@ def student(vae):
     """A random student of the usual shape: separable, then narrow frame by frame."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        return WanDecoder(spec_of(vae.config, ("separable", "separable", "frame", "frame"), (0, 4, 4))).eval()
+        return WanDecoder(decoder_shape(vae.config, ("separable", "separable", "frame", "frame"), (0, 4, 4))).eval()
 
 
 @pytest.fixture
 def method(vae, student, tmp_path):
     """The same student, saved."""
-    fields = {"operators": ("separable", "separable", "frame", "frame"), "widths": (0, 4, 4)}
-    return save(student, tmp_path / "student", {**fields, "teacher": fingerprint(vae.config)})
+    return save_student(student, tmp_path / "student", wan_vae.latents_fingerprint(vae.config))

@@ -1,13 +1,11 @@
 """The commands as a user types them, on a tiny VAE and a written video."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from fewstep.data import video
+from fewstep.testing.cli import run_command_line
 from fewstep_flash_vaed import FlashVAED
 from safetensors.torch import load_file, save_file
 
@@ -25,9 +23,7 @@ def folder(tmp_path_factory):
 
 
 def fewstep(folder, *words):
-    command = [sys.executable, "-m", "fewstep", *map(str, words)]
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=env)
+    return run_command_line([str(word) for word in words], folder)
 
 
 @pytest.fixture(scope="module")

@@ -25,9 +25,9 @@ class TestFlashVAED(MethodSuite):
     def test_save_then_load_keeps_the_weights(self, case, tmp_path):
         case.method.save_pretrained(tmp_path / "copy")
         with FlashVAED.from_pretrained(tmp_path / "copy").apply(case.model):
-            found = decoded(case.model)
+            pixels = decoded(case.model)
         with case.method.apply(case.model):
-            assert torch.equal(decoded(case.model), found)
+            assert torch.equal(decoded(case.model), pixels)
 
 
 class TestExactDecode(MethodSuite):

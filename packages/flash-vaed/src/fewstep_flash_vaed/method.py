@@ -4,21 +4,123 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_args
 
 import torch
+from einops import rearrange
 from fewstep import hub
+from fewstep.applied import Applied
 from fewstep.cards import Card
-from fewstep.errors import BadFileError, UnsupportedModelError
+from fewstep.errors import UnsupportedModelError
 from fewstep.families import wan_vae
+from fewstep.families.wan_vae import Clip
 from fewstep.method import Method
+from torch import Tensor, nn
 
-from .decoder import WanDecoder, spec_of
-from .install import Decoding, exact_decoding, student_decoding
-from .layers import Operator
+from . import weights as weight_files
+from .decoder import WanDecoder, decoder_shape, exact_decoder
+from .layers import Memory, Operator
 
 SEAM = "vae-decoder"
+
+
+class ClipStream:
+    """Decodes one clip chunk by chunk; the frames are those of the whole clip, whatever the chunks.
+
+    ::
+
+        stream = applied.stream()
+        frames = stream.push(latents[:, :, :3])      # 1 + s_t (3 - 1) frames at first, then s_t for each latent
+        stream.close()
+    """
+
+    def __init__(self, decoder: WanDecoder) -> None:
+        self.decoder = decoder
+        self.memory: Memory = {}
+        self.shape: tuple[int, ...] | None = None
+        self.closed = False
+
+    @torch.no_grad()
+    def push(self, latents: Clip) -> Clip:
+        """Frames ``[B, 3, F, H, W]`` of the next latents, not normalised, from -1 to 1.
+
+        Raises:
+            ValueError: the stream is closed, or the latents have another size than the ones before.
+        """
+        if self.closed:
+            raise ValueError("this stream is closed: start another one for another clip")
+        shape = (latents.shape[0], *latents.shape[3:])
+        if self.shape not in (None, shape):
+            raise ValueError(f"this stream decodes latents [b, z, t, h, w] with b, h, w = {self.shape}, found {shape}")
+        frames = self.decoder(latents, self.memory).clamp(-1, 1)
+        self.shape = shape
+        return frames
+
+    def close(self) -> None:
+        """Forget the clip. Calling it again does nothing."""
+        self.memory.clear()
+        self.closed = True
+
+
+class DecodingApplied(Applied):
+    """Undo stack of both methods here; decodes streams meanwhile."""
+
+    decoder: WanDecoder
+    """The decoder that is at work."""
+
+    def stream(self) -> ClipStream:
+        """Start a stream of one clip; streams do not know of each other."""
+        return ClipStream(self.decoder)
+
+    def redirect(self, vae: Any, decoder: WanDecoder, chunk: int) -> DecodingApplied:
+        """Let `vae` decode with `decoder`, `chunk` latents at once (0: all), and hand the stack to the caller."""
+        for name in ("_decode", "tiled_decode"):
+            self.set(vae, name, partial(_decode_whole, name, vae, decoder, chunk))
+        applied = self.pop_all()
+        applied.decoder = decoder
+        return applied
+
+
+class _WholeClip:
+    """An ``AutoencoderKLWan`` as its own ``_decode`` and ``tiled_decode`` see it while they decode a whole clip.
+
+    They loop over frames. Here the clip is one frame, whose channels are those of all frames: what they do besides
+    (tiles, blending, clamping) stays theirs.
+    """
+
+    _feat_map = None
+
+    def __init__(self, vae: Any, decoder: WanDecoder, chunk: int, channels: int) -> None:
+        self.vae, self.whole, self.chunk, self.channels = vae, decoder, chunk, channels
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.vae, name)
+
+    def tiled_decode(self, folded: Tensor, return_dict: bool = True) -> Any:
+        return type(self.vae).tiled_decode(self, folded, return_dict)
+
+    def clear_cache(self) -> None:
+        """Do nothing: memory is this call's."""
+
+    def post_quant_conv(self, folded: Tensor) -> Tensor:
+        """Do nothing: the decoder has its own."""
+        return folded
+
+    def decoder(self, folded: Tensor, **_: Any) -> Clip:
+        """Pixels of a whole clip or tile, `chunk` latent frames at once."""
+        latents = rearrange(folded, "b (z t) 1 h w -> b z t h w", z=self.channels)
+        if not self.chunk:
+            return self.whole(latents)
+        memory: Memory = {}
+        return torch.cat([self.whole(part, memory) for part in latents.split(self.chunk, 2)], 2)
+
+
+def _decode_whole(name: str, vae: Any, decoder: WanDecoder, chunk: int, z: Clip, return_dict: bool = True) -> Any:
+    """Take the place of ``vae._decode`` and ``vae.tiled_decode``, here `name`."""
+    clip = _WholeClip(vae, decoder, chunk, z.shape[1])
+    return getattr(type(vae), name)(clip, rearrange(z, "b z t h w -> b (z t) 1 h w"), return_dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +130,9 @@ class ExactDecode(Method):
     On a CPU a causal 3-D convolution is computed as 2-D ones of channels-last frames, norm and activation in a
     fraction of the time, upsampling as four small convolutions. The result differs from diffusers' only in the order
     of sums. It is the baseline that students are measured against; after the notes on arXiv:2602.19161.
+
+    Raises:
+        ValueError: `chunk` is negative.
     """
 
     name: ClassVar[str] = "exact-decode"
@@ -44,9 +149,18 @@ class ExactDecode(Method):
         """Itself: outputs equal those of the unchanged VAE but for rounding."""
         return self
 
-    def apply(self, model: Any) -> Decoding:
-        """Change a loaded ``AutoencoderKLWan``, or the one of a pipeline."""
-        return exact_decoding(wan_vae.check(model), self, self.chunk)
+    def apply(self, model: Any) -> DecodingApplied:
+        """Change a loaded ``AutoencoderKLWan``, or the one of a pipeline; ``vae.decode`` keeps its contract.
+
+        Raises:
+            UnsupportedModelError: there is none, or it is like Wan 2.2's.
+            SeamConflictError: its decoder is replaced already.
+        """
+        vae = wan_vae.check(model)
+        with DecodingApplied() as undo:
+            undo.occupy(vae, self)
+            # on the very same weights, so that moves and casts of the VAE reach them
+            return undo.redirect(vae, exact_decoder(vae), self.chunk)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +171,7 @@ class FlashVAED(Method):
     it, `fewstep train flash-vaed-clips` distils it.
 
     Raises:
-        ValueError: the fields do not fit each other.
+        ValueError: a field is out of range.
     """
 
     name: ClassVar[str] = "flash-vaed"
@@ -66,7 +180,7 @@ class FlashVAED(Method):
         Card(
             name="official",
             summary="the state dict of the authors' code, as safetensors (Wan 2.1's four up-blocks only)",
-            target="fewstep_flash_vaed.official:Export",
+            target="fewstep_flash_vaed.weights:OfficialExport",
             models=("AutoencoderKLWan",),
         ),
     )
@@ -78,14 +192,13 @@ class FlashVAED(Method):
     pool: int = 1
     """Ours: each key and value of the attention is the mean of so many rows and columns; 1: one for each pixel."""
     teacher: str = ""
-    """Which VAE it was made for, see `fingerprint`; another one is refused. Empty: any that fits."""
+    """Fingerprint of the latents of the VAE it was made for; another VAE is refused. Empty: any that fits."""
     weights: Path | None = hub.weights()
     """The student's weights."""
 
     def __post_init__(self) -> None:
-        for operator in self.operators:
-            if operator not in ("dense", "separable", "frame"):
-                raise ValueError(f"operators={self.operators}: there are dense, separable and frame")
+        if set(self.operators) - set(get_args(Operator)):
+            raise ValueError(f"operators={self.operators}: there are dense, separable and frame")
         if any(width < 0 for width in self.widths):
             raise ValueError(f"widths={self.widths}: channels are 0 (all) or more")
         if self.pool < 1:
@@ -95,87 +208,57 @@ class FlashVAED(Method):
         """The student for a VAE with this configuration, on the CPU in float32.
 
         Raises:
-            UnsupportedModelError: the student has no weights, or belongs to a VAE of another shape.
+            UnsupportedModelError: the student has no weights, or belongs to a VAE of another shape or training.
             BadFileError: its file is damaged or lacks weights.
             ValueError: operators or widths do not fit this VAE.
         """
+        if self.teacher and self.teacher != (fingerprint := wan_vae.latents_fingerprint(config)):
+            raise UnsupportedModelError(
+                f"this student decodes latents of another VAE ({self.teacher}), not of this one ({fingerprint})"
+            )
         if self.weights is None:
             raise UnsupportedModelError(
                 "this flash-vaed has no weights: make a student with `fewstep fit flash-vaed --model VAE --out OUT`, "
                 "or load one with FlashVAED.from_pretrained"
             )
-        student = WanDecoder(spec_of(config, self.operators, self.widths, self.pool))
-        load(student, self.weights)
+        student = WanDecoder(decoder_shape(config, self.operators, self.widths, self.pool))
+        weight_files.load(student, self.weights)
         return student
 
-    def apply(self, model: Any) -> Decoding:
-        """Change a loaded ``AutoencoderKLWan``, or the one of a pipeline; ``vae.decode`` keeps its contract."""
+    def apply(self, model: Any) -> DecodingApplied:
+        """Change a loaded ``AutoencoderKLWan``, or the one of a pipeline; ``vae.decode`` keeps its contract.
+
+        Raises:
+            UnsupportedModelError: there is none, or see `student`.
+            BadFileError: see `student`.
+            ValueError: see `student`.
+            SeamConflictError: its decoder is replaced already.
+        """
         vae = wan_vae.check(model)
-        if self.teacher and self.teacher != (found := fingerprint(vae.config)):
-            raise UnsupportedModelError(
-                f"this student decodes latents of another VAE ({self.teacher}), not of this one ({found})"
-            )
-        return student_decoding(vae, self, self.student(vae.config))
-
-    @classmethod
-    def fit(cls, model: Any, data: Any, *, out: Path, **options: Any) -> FlashVAED:
-        """Prune a student of the decoder of `model`; see `fewstep_flash_vaed.fit.fit`."""
-        from .fit import fit
-
-        return fit(wan_vae.check(model), data, out=out, **options)
+        student = self.student(vae.config)
+        with DecodingApplied() as undo:
+            undo.occupy(vae, self)
+            undo.callback(_put_back, vae, vae.decoder)
+            # in the place of the decoder, so that moves and casts of the VAE reach it
+            vae.decoder = student.to(vae.device, vae.dtype).eval().requires_grad_(False)
+            return undo.redirect(vae, student, 0)
 
 
-def fingerprint(config: Any) -> str:
-    """Shape and statistics of a VAE's latents in a few words: those of two trainings differ."""
-    import hashlib
-
-    statistics = hashlib.sha256(repr((list(config.latents_mean), list(config.latents_std))).encode()).hexdigest()[:8]
-    return f"z{config.z_dim}-{config.base_dim}x{'.'.join(map(str, config.dim_mult))}-{statistics}"
+def _put_back(vae: Any, teacher: nn.Module) -> None:
+    weight = next(vae.quant_conv.parameters())  # the VAE may have been moved or cast meanwhile
+    vae.decoder = teacher.to(weight.device, weight.dtype)
 
 
-def load(student: WanDecoder, file: Path) -> None:
-    """Read a student's weights; none may be missing or left over.
-
-    Raises:
-        BadFileError: the file is damaged, or holds the weights of another student.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        found = load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise BadFileError(f"{file} is damaged ({error}): make or download it again") from error
-    wanted = student.state_dict()
-    missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
-    other = [name for name in wanted.keys() & found.keys() if wanted[name].shape != found[name].shape]
-    if missing or extra or other:
-        example = (missing or extra or sorted(other))[0]
-        raise BadFileError(
-            f"{file} holds another student: {len(missing)} weights are missing, {len(extra)} too many, {len(other)} of "
-            f"another shape, for example {example}"
-        )
-    if bad := [name for name, value in found.items() if not torch.isfinite(value).all()]:
-        raise BadFileError(f"{file} has weights that are not finite, for example {bad[0]}")
-    student.load_state_dict(found)
-
-
-def save(student: WanDecoder, folder: Path, fields: dict[str, Any]) -> FlashVAED:
-    """Write a student to `folder` and return the method that uses it.
+def save_student(student: WanDecoder, folder: Path, teacher: str) -> FlashVAED:
+    """Write a student to `folder`, made where it does not exist, and return the method that uses it.
 
     Args:
         student: its weights are saved in float32.
-        folder: made where it does not exist; the file appears complete.
-        fields: operators, widths, pool and teacher.
+        folder: gets ``weights.safetensors`` and ``fewstep.json``.
+        teacher: fingerprint of the latents of the VAE that it belongs to.
     """
-    import os
-
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / ".weights.safetensors.part"
-    save_file({k: v.float().contiguous().cpu() for k, v in student.state_dict().items()}, part)
-    os.replace(part, folder / "weights.safetensors")
-    method = dataclasses.replace(FlashVAED(**fields), weights=folder / "weights.safetensors")
-    hub.save(method, folder, files={"weights": "weights.safetensors"})
+    file = folder / "weights.safetensors"
+    weight_files.save({name: value.float() for name, value in student.state_dict().items()}, file)
+    method = dataclasses.replace(FlashVAED(**student.shape.fields(), teacher=teacher), weights=file)
+    hub.save(method, folder, files={"weights": file.name})
     return method

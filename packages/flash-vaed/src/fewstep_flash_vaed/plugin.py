@@ -14,7 +14,7 @@ def fewstep_methods():
             models=("AutoencoderKLWan", "WanPipeline"),
             run="fewstep_flash_vaed.roundtrip:RoundTrip",
             fit="fewstep_flash_vaed.fit:Prune",
-            show="fewstep_flash_vaed.describe:describe",
+            show="fewstep_flash_vaed.fit:describe",
         ),
         Card(
             name="exact-decode",
@@ -23,6 +23,7 @@ def fewstep_methods():
             paper="2602.19161",
             models=("AutoencoderKLWan", "WanPipeline"),
             run="fewstep_flash_vaed.roundtrip:RoundTrip",
+            show="fewstep.families.wan_vae_cost:describe",
         ),
     ]
 
@@ -33,17 +34,17 @@ def fewstep_tasks():
         Card(
             name="clip-decoding",
             summary="decode held-out frames of real clips: time, and distance to the clips and to the teacher",
-            target="fewstep_flash_vaed.tasks:ClipDecoding",
+            target="fewstep_flash_vaed.roundtrip:ClipDecoding",
         ),
         Card(
             name="clip-pruning",
             summary="prune a decoder in every way: R^2 of the kept channels, and PSNR before distillation",
-            target="fewstep_flash_vaed.pruning_task:ClipPruning",
+            target="fewstep_flash_vaed.ablations:ClipPruning",
         ),
         Card(
             name="clip-distilling",
             summary="distil students that differ in one thing for equally long, and compare them on held-out crops",
-            target="fewstep_flash_vaed.distilling_task:ClipDistilling",
+            target="fewstep_flash_vaed.ablations:ClipDistilling",
         ),
     ]
 
@@ -54,7 +55,7 @@ def fewstep_recipes():
         Card(
             name="flash-vaed-clips",
             summary="distil a pruned decoder on real clips in three phases: features, features and pixels, pixels",
-            target="fewstep_flash_vaed.recipes:Distil",
+            target="fewstep_flash_vaed.distil:Distil",
             paper="2602.19161",
             models=("AutoencoderKLWan",),
         ),

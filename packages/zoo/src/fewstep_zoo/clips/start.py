@@ -61,13 +61,13 @@ def _components(frames: Tensor) -> Float[Tensor, "16 12 2 2"]:
 
 
 def _over_time() -> Float[Tensor, "3 16 16"]:
-    """For each of three frames, which component gives what to which channel; the first of the three gives nothing."""
-    found = torch.zeros(3, LATENT, LATENT)
+    """Shares of each component in each channel, for the three frames of a kernel; the first gives nothing."""
+    kernel = torch.zeros(3, LATENT, LATENT)
     for channel in range(LATENT):
         still = channel < STILL
-        found[2, channel, channel if still else channel - STILL] = 0.5
-        found[1, channel, channel if still else channel - STILL] = 0.5 if still else -0.5
-    return found
+        kernel[2, channel, channel if still else channel - STILL] = 0.5
+        kernel[1, channel, channel if still else channel - STILL] = 0.5 if still else -0.5
+    return kernel
 
 
 def _centre(matrix: Float[Tensor, "o i"]) -> Float[Tensor, "o i 3 3 3"]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from fewstep.contract import Loaded
 from fewstep_flash_vaed import ExactDecode
-from fewstep_flash_vaed.tasks import ClipDecoding
+from fewstep_flash_vaed.roundtrip import ClipDecoding
 
 from .conftest import make_vae
 
