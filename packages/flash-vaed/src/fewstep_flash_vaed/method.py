@@ -146,7 +146,7 @@ class ExactDecode(Method):
             raise ValueError(f"chunk={self.chunk}: latent frames at once are 1 or more, or 0 for all")
 
     def identity(self) -> Self:
-        """Itself: outputs equal those of the unchanged VAE but for rounding."""
+        """Return itself: outputs equal those of the unchanged VAE but for rounding."""
         return self
 
     def apply(self, model: Any) -> DecodingApplied:
