@@ -50,13 +50,14 @@ _DREAM_SAME = (
 )
 
 
-def stock_config(config: Mapping[str, Any]) -> Any:
+def stock_config(config: Any) -> Any:
     """The ``LlamaConfig`` or ``Qwen2Config`` of a LLaDA or Dream ``config.json``.
 
     Raises:
         BadFileError: a size is missing.
         UnsupportedModelError: the architecture is another one (other norms, biases, experts, scaled positions).
     """
+    config = config if isinstance(config, Mapping) else config.to_dict()
     if config.get("model_type") not in DIFFUSION:
         raise UnsupportedModelError(
             f"{config.get('model_type')!r} is no masked diffusion model: LLaDA or Dream is needed"
@@ -71,7 +72,7 @@ def stock_config(config: Mapping[str, Any]) -> Any:
     return made
 
 
-def from_config(config: Mapping[str, Any]) -> Any:
+def from_config(config: Any) -> Any:
     """The model of a LLaDA or Dream ``config.json`` on the meta device, without weights; raises as `stock_config`."""
     import torch
 
@@ -159,6 +160,44 @@ def check(model: Any) -> Any:
 def logit_shift(config: Any) -> int:
     """Positions between a logit and the token it is about: 1 for Dream, whose row ``p - 1`` predicts ``p``, else 0."""
     return int(config.diffusion == "dream")
+
+
+def end_tokens(config: Any) -> tuple[int, ...]:
+    """End-of-sequence tokens of a stock configuration, which may name none, one or several."""
+    eos = config.eos_token_id
+    return () if eos is None else tuple(eos) if isinstance(eos, list | tuple) else (eos,)
+
+
+def check_length(model: Any, prompt: int, response: int) -> None:
+    """Refuse a prompt and a response, in tokens, that the model has no positions for.
+
+    Raises:
+        ValueError: they are too long, or the prompt is empty.
+    """
+    if prompt == 0:
+        raise ValueError("the prompt is empty: a diffusion language model needs at least one token before its response")
+    positions = model.config.max_position_embeddings
+    if prompt + response > positions:
+        raise ValueError(
+            f"{prompt} prompt and {response} response tokens need {prompt + response} positions, but the model has "
+            f"{positions}; shorten the prompt or the response"
+        )
+
+
+def describe(config: Any) -> list[tuple[str, str]]:
+    """Lines of name and finding about the model of a LLaDA or Dream ``config.json``; raises as `stock_config`."""
+    stock = stock_config(config)
+    weights = list(from_config(config).parameters())
+    count = sum(weight.numel() for weight in weights)
+    return [
+        ("family", f"{stock.diffusion}, as {stock.architectures[0]} with attention both ways"),
+        (
+            "weights",
+            f"{count / 1e9:.2f} G parameters in {len(weights)} tensors, {2 * count / 2**30:.2f} GiB in bfloat16",
+        ),
+        ("layers", f"{stock.num_hidden_layers}"),
+        ("positions", f"{stock.max_position_embeddings:,}"),
+    ]
 
 
 def full_pass_flops(sizes: TransformerSizes, tokens: int, rows: int) -> float:
