@@ -42,7 +42,7 @@ def llada():
 
 @pytest.fixture
 def decoding():
-    """The card's lengths: 16 tokens in blocks of 8."""
+    """Options of a short response: 16 tokens in blocks of 8."""
     return DecodingOptions(gen_length=16, block_length=8, stop_at_eos=False)
 
 

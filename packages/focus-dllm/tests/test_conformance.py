@@ -58,7 +58,7 @@ class TestVanilla(MethodSuite):
         return Case(method=Vanilla(), model=masked_lm.tiny(), call=tokens_of)
 
     def test_apply_changes_the_output(self, case):
-        """What it changes is the cost: the tokens are those of vanilla decoding."""
+        """It changes the cost only: the tokens are those of vanilla decoding."""
         with case.method.apply(case.model):
             applied = case.call(case.model)
         assert torch.equal(applied, case.call(case.model))

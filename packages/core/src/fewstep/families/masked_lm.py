@@ -36,7 +36,7 @@ LLADA_IS = {
     "scale_logits": False,
     "rope_scaling": None,
 }
-"""What makes a LLaDA a Llama; a checkpoint that says otherwise is refused. Null means the same as false."""
+"""Settings that make a LLaDA a Llama; a checkpoint with others is refused. Null means the same as false."""
 
 _DREAM_SAME = (
     "vocab_size",
@@ -51,7 +51,7 @@ _DREAM_SAME = (
 
 
 def stock_config(config: Any) -> Any:
-    """The ``LlamaConfig`` or ``Qwen2Config`` of a LLaDA or Dream ``config.json``.
+    """The ``LlamaConfig`` or ``Qwen2Config`` of a LLaDA or Dream ``config.json``, a mapping or a configuration object.
 
     Raises:
         BadFileError: a size is missing.
@@ -98,8 +98,8 @@ def _llama(config: Mapping[str, Any]) -> Any:
     from transformers import LlamaConfig
 
     for name, value in LLADA_IS.items():
-        if (found := config.get(name, value)) != value and (found or value):
-            raise UnsupportedModelError(f"a LLaDA with {name} = {found!r} is not supported, only {value!r}")
+        if (given := config.get(name, value)) != value and (given or value):
+            raise UnsupportedModelError(f"a LLaDA with {name} = {given!r} is not supported, only {value!r}")
     heads = config["n_heads"]
     kv_heads = config.get("n_kv_heads") or (1 if config.get("multi_query_attention") else heads)
     return LlamaConfig(
@@ -187,14 +187,11 @@ def check_length(model: Any, prompt: int, response: int) -> None:
 def describe(config: Any) -> list[tuple[str, str]]:
     """Lines of name and finding about the model of a LLaDA or Dream ``config.json``; raises as `stock_config`."""
     stock = stock_config(config)
-    weights = list(from_config(config).parameters())
-    count = sum(weight.numel() for weight in weights)
+    sizes = [weight.numel() for weight in from_config(config).parameters()]
+    count, memory = sum(sizes) / 1e9, 2 * sum(sizes) / 2**30
     return [
         ("family", f"{stock.diffusion}, as {stock.architectures[0]} with attention both ways"),
-        (
-            "weights",
-            f"{count / 1e9:.2f} G parameters in {len(weights)} tensors, {2 * count / 2**30:.2f} GiB in bfloat16",
-        ),
+        ("weights", f"{count:.2f} G parameters in {len(sizes)} tensors, {memory:.2f} GiB in bfloat16"),
         ("layers", f"{stock.num_hidden_layers}"),
         ("positions", f"{stock.max_position_embeddings:,}"),
     ]
