@@ -1,4 +1,4 @@
-"""Check imports: contracts of core from pyproject.toml, those of every plug-in found here, and that none are circular."""
+"""Check imports: the contracts of core, those that hold for every plug-in found here, and that none are circular."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ def encoded_crops(
         vae: encodes them.
         split: training or held-out frames.
         sources: packages whose clips are used.
-        size: how many crops, their frames, and their side in pixels.
+        size: number of crops, their frames, and their side in pixels.
         generator: of the crops.
     """
     count, frames, side = size
