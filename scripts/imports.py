@@ -1,4 +1,4 @@
-"""Run import-linter: the contracts of core from pyproject.toml, and those that hold for every plug-in found here."""
+"""Check imports: the contracts of core, those that hold for every plug-in found here, and that none are circular."""
 
 from __future__ import annotations
 
@@ -92,7 +92,9 @@ def main() -> int:
     config["root_packages"] = ["fewstep", *names]
     config["contracts"] = [*config["contracts"], *between_packages(names)]
     start = config | {"exclude_type_checking_imports": True, "contracts": light(names)}
-    return lint(config) or lint(start)
+    for circle in (found := circles(config["root_packages"])):
+        print("these modules import each other in a circle:", *circle)
+    return lint(config) or lint(start) or bool(found)
 
 
 if __name__ == "__main__":

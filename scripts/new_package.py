@@ -12,11 +12,11 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TEMPLATE = Path(__file__).resolve().parent / "template"
-MATRIX = re.compile(r'(?<=\[\[envs\.alone\.matrix\]\]\npackage = \[\n)(?:  "[^"]+",\n)*')
+MATRIX = re.compile(r'(?P<head>\[\[envs\.\w+\.matrix\]\]\npackage = \[\n)(?P<names>(?:  "[^"]+",\n)*)')
 
 
 def create(name: str, root: Path) -> Path:
-    """Write the package and add its name to the matrix of hatch.toml; nothing is written when this raises.
+    """Write the package and add its name to the matrices of hatch.toml; nothing is written when this raises.
 
     Raises:
         ValueError: not a possible name, the folder exists, or `root` is no workspace.
@@ -38,12 +38,19 @@ def create(name: str, root: Path) -> Path:
 
 
 def with_name(hatch: Path, name: str) -> str:
-    """The text of hatch.toml with `name` in the matrix of packages that are tested alone."""
-    text = hatch.read_text(encoding="utf-8") if hatch.is_file() else ""
-    if not (found := MATRIX.search(text)):
+    """The text of hatch.toml with `name` in each matrix of packages: those tested alone and with lowest versions.
+
+    Raises:
+        ValueError: there is no such matrix.
+    """
+
+    def joined(matrix: re.Match[str]) -> str:
+        return matrix["head"] + "".join(sorted({*matrix["names"].splitlines(keepends=True), f'  "{name}",\n'}))
+
+    text, count = MATRIX.subn(joined, hatch.read_text(encoding="utf-8") if hatch.is_file() else "")
+    if not count:
         raise ValueError(f"{hatch} has no [[envs.alone.matrix]] with one package a line: is this the workspace?")
-    lines = sorted({*found[0].splitlines(keepends=True), f'  "{name}",\n'})
-    return text[: found.start()] + "".join(lines) + text[found.end() :]
+    return text
 
 
 def renamed(text: str, words: dict[str, str]) -> str:

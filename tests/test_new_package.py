@@ -24,9 +24,9 @@ def new_package(name: str, root: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def matrix(root: Path) -> list[str]:
+def matrix(root: Path, env: str = "alone") -> list[str]:
     config = tomllib.loads((root / "hatch.toml").read_text())
-    return config["envs"]["alone"]["matrix"][0]["package"]
+    return config["envs"][env]["matrix"][0]["package"]
 
 
 def as_installed(package: Path) -> dict[str, str]:
@@ -73,6 +73,7 @@ def test_it_joins_the_matrix_of_packages_that_are_tested_alone(workspace: Path):
     before = matrix(workspace)
     assert new_package("few-bits", workspace).returncode == 0
     assert matrix(workspace) == sorted([*before, "few-bits"])
+    assert matrix(workspace, "lowest") == sorted(["core", *before, "few-bits"])
 
 
 @pytest.mark.parametrize("name", ["Foo", "foo_bar", "foo--bar", "foo-", "1foo", "foo/bar", "..", ""])

@@ -81,9 +81,10 @@ def test_a_plug_in_asks_for_this_minor_version_of_core(package: Path):
     assert f"fewstep-core>={major}.{minor},<{major}.{minor + 1}" in project(package)["dependencies"]
 
 
-def test_every_plug_in_is_tested_alone():
-    matrix = tomllib.loads((ROOT / "hatch.toml").read_text(encoding="utf-8"))["envs"]["alone"]["matrix"]
-    assert matrix == [{"package": [path.name for path in PLUGINS]}]
+def test_every_package_is_tested_alone_and_with_the_lowest_versions():
+    envs = tomllib.loads((ROOT / "hatch.toml").read_text(encoding="utf-8"))["envs"]
+    assert envs["alone"]["matrix"] == [{"package": [path.name for path in PLUGINS]}]
+    assert envs["lowest"]["matrix"] == [{"package": [path.name for path in PACKAGES]}]
 
 
 def test_no_file_holds_a_path_of_one_machine():

@@ -1,4 +1,4 @@
-"""Tests 1, 2 and 4 of the card: the greedy formula, dependent channels, and when one operator equals another."""
+"""The greedy formula, dependent channels, and when one operator equals another."""
 
 import pytest
 import torch

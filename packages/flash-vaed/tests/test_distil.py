@@ -1,4 +1,4 @@
-"""Tests 10 and 11 of the card: loss and schedule, and the recipe from beginning to end on a tiny VAE and real clips."""
+"""Loss and schedule, and the recipe from beginning to end on a tiny VAE and real clips."""
 
 import importlib.util
 import json

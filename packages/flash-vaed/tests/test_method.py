@@ -1,4 +1,4 @@
-"""Test 9 of the card: the contract of the VAE, and what is refused."""
+"""The contract of the VAE is kept; other models and damaged files are refused."""
 
 import pytest
 import torch

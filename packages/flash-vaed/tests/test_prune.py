@@ -1,11 +1,11 @@
-"""Test 3 of the card: what is only copied is restored; and what each way of pruning leaves."""
+"""Copies of channels are pruned without loss; every way of pruning leaves a student that decodes."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 from fewstep_flash_vaed.decoder import WanDecoder, decoder_shape, exact_decoder
-from fewstep_flash_vaed.prune import Pruning
+from fewstep_flash_vaed.prune import PruningWalk
 
 TIMES = 2
 
@@ -49,7 +49,7 @@ def test_copies_of_channels_are_lost_without_harm(vae, select):
     middle = replace(stages[1], inside=16, width=32)
     shape = replace(small.shape, stages=(replace(stages[0], outside=16), middle, stages[2]))
     student = WanDecoder(shape).double().eval()
-    choices = Pruning(select=select, score="corr", recovery="propagate").run(big, student, latents)
+    choices = PruningWalk(select=select, score="corr", recovery="propagate").run(big, student, latents)
     assert all(len({channel // TIMES for channel in choice.kept}) == len(choice.kept) for choice in choices)
     assert all(choice.r2 == pytest.approx(1, abs=1e-6) for choice in choices)
     torch.testing.assert_close(student(latents[0]), big(latents[0]), rtol=0, atol=1e-5)
@@ -66,7 +66,7 @@ def calibration():
 def test_every_way_gives_a_student_that_decodes(vae, teacher, calibration, recovery, score):
     student = WanDecoder(decoder_shape(vae.config, ("separable", "separable", "frame", "frame"), (0, 6, 4))).eval()
     told = []
-    choices = Pruning(score=score, recovery=recovery, watch=told.append).run(teacher, student, calibration)
+    choices = PruningWalk(score=score, recovery=recovery, watch=told.append).run(teacher, student, calibration)
     blocks = [f"up{up}.{block}{point}" for up in (1, 2) for block in (0, 1) for point in (".inner", "")]
     assert [choice.point for choice in choices] == ["up1.in", *blocks[:4], "up1.up", *blocks[4:]]
     assert len(told) == len(choices) and all(0 < choice.r2 <= choice.bound + 1e-6 for choice in choices)
@@ -77,7 +77,7 @@ def test_every_way_gives_a_student_that_decodes(vae, teacher, calibration, recov
 @torch.no_grad()
 def test_all_channels_kept_and_dense_is_the_teacher(vae, teacher, calibration):
     student = WanDecoder(decoder_shape(vae.config)).eval()
-    Pruning().run(teacher, student, calibration)
+    PruningWalk().run(teacher, student, calibration)
     torch.testing.assert_close(student(calibration[0]), teacher(calibration[0]), rtol=1e-5, atol=1e-5)
 
 
@@ -88,7 +88,7 @@ def test_frames_that_stand_still_are_decoded_frame_by_frame_as_by_the_teacher(va
         first, second = weight.chunk(2)
         second.copy_(first)  # both frames of a latent are equal
     student = WanDecoder(decoder_shape(vae.config, ("dense", "dense", "frame", "frame"), (0, 0, 0))).eval()
-    assert Pruning().run(teacher, student, calibration) == []
+    assert PruningWalk().run(teacher, student, calibration) == []
     still = calibration[0][:, :, :1, :4, :4].expand(-1, -1, 40, -1, -1)
     torch.testing.assert_close(student(still)[:, :, -1], teacher(still)[:, :, -1], rtol=1e-4, atol=1e-4)
 
@@ -97,7 +97,7 @@ def test_frames_that_stand_still_are_decoded_frame_by_frame_as_by_the_teacher(va
 @torch.no_grad()
 def test_a_narrowed_stage_that_keeps_all_channels_is_the_teachers(vae, teacher, calibration, recovery):
     student = WanDecoder(decoder_shape(vae.config, (), (0, 0, 8))).eval()
-    choices = Pruning(recovery=recovery).run(teacher, student, calibration)
+    choices = PruningWalk(recovery=recovery).run(teacher, student, calibration)
     assert choices and all(choice.kept == tuple(range(8)) for choice in choices)
     torch.testing.assert_close(student(calibration[0]), teacher(calibration[0]), rtol=1e-3, atol=1e-3)
 
@@ -106,7 +106,7 @@ def test_a_narrowed_stage_that_keeps_all_channels_is_the_teachers(vae, teacher, 
 @torch.no_grad()
 def test_a_wide_stage_may_follow_a_narrow_one(vae, teacher, calibration, recovery):
     student = WanDecoder(decoder_shape(vae.config, ("dense", "dense", "frame", "frame"), (0, 6, 0))).eval()
-    Pruning(recovery=recovery).run(teacher, student, calibration)
+    PruningWalk(recovery=recovery).run(teacher, student, calibration)
     assert (
         student(calibration[0]).shape == teacher(calibration[0]).shape and torch.isfinite(student(calibration[0])).all()
     )
@@ -117,7 +117,7 @@ def test_separable_convolutions_regressed_on_features_come_closer(vae, teacher, 
     errors = {}
     for recovery in ("propagate", "fold"):
         student = WanDecoder(decoder_shape(vae.config, ("separable", "separable", "dense", "dense"))).eval()
-        Pruning(recovery=recovery).run(teacher, student, calibration)
+        PruningWalk(recovery=recovery).run(teacher, student, calibration)
         errors[recovery] = float(sum((student(z) - teacher(z)).square().mean() for z in calibration))
     assert errors["propagate"] < errors["fold"]
 
@@ -127,11 +127,11 @@ def test_regression_on_the_students_own_features_comes_closest(vae, teacher, cal
     errors = {}
     for recovery in ("propagate", "fold", "slice"):
         student = WanDecoder(decoder_shape(vae.config, ("dense", "dense", "frame", "frame"), (0, 6, 4))).eval()
-        Pruning(score="cov", recovery=recovery).run(teacher, student, calibration)
+        PruningWalk(score="cov", recovery=recovery).run(teacher, student, calibration)
         errors[recovery] = float(sum((student(z) - teacher(z)).square().mean() for z in calibration))
     assert errors["propagate"] < errors["slice"] and errors["fold"] < errors["slice"]
 
 
 def test_without_calibration(vae, teacher):
     with pytest.raises(ValueError, match="at least one clip"):
-        Pruning().run(teacher, WanDecoder(decoder_shape(vae.config)), [])
+        PruningWalk().run(teacher, WanDecoder(decoder_shape(vae.config)), [])

@@ -70,4 +70,4 @@ def test_the_student_is_close_to_its_teacher_on_frames_that_neither_saw(loaded, 
 
 
 SHARE = 0.969
-"""Of the teacher's PSNR: what the paper reports for LTX."""
+"""Share of the teacher's PSNR that the paper reports for LTX."""

@@ -1,4 +1,4 @@
-"""Test 8 of the card: checkpoints of the authors' code, both ways."""
+"""Checkpoints of the authors' code, both ways."""
 
 import json
 import pickle
@@ -53,7 +53,7 @@ def frame_block(number, width):
 
 
 def official_shapes():
-    """Names and shapes of the authors' student of Wan 2.1 (section 2.2 of the card), written down by hand."""
+    """Names and shapes of the weights of the authors' student of Wan 2.1, written down by hand."""
     shapes = dense("conv2", 16, 16, 1, 1, 1) | dense("decoder.conv1", 384, 16, 3, 3, 3)
     shapes |= separable_block("middle.0", 384, 384) | separable_block("middle.2", 384, 384)
     shapes |= {"decoder.middle.1.norm.gamma": (384, 1, 1)}
@@ -95,7 +95,7 @@ def test_a_checkpoint_makes_the_same_student(student, wan, tmp_path, kind):
 
 
 @torch.no_grad()
-def test_a_frame_block_is_what_the_card_says(student):
+def test_a_frame_block_computes_what_theirs_does(student):
     """A plain re-implementation of a narrow residual block from the checkpoint's tensors."""
     weights = to_official(student)
 

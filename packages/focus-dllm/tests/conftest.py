@@ -3,14 +3,24 @@ import runpy
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from fewstep.families import masked_lm
-from fewstep_focus_dllm import Decoding, FocusDLLM
-from fewstep_focus_dllm.decoder import Decoder
+from fewstep_focus_dllm import DecodingOptions, FocusDLLM
+from fewstep_focus_dllm.decoders import TokenDecoder
 
 MASK = 49
+
+
+class Pass(NamedTuple):
+    """One forward pass of a decoder."""
+
+    tokens: Any
+    about: Any
+    plan: Any
+    rows: Any
 
 
 @pytest.fixture(params=["llada", "dream"])
@@ -32,8 +42,8 @@ def llada():
 
 @pytest.fixture
 def decoding():
-    """The card's lengths: 16 tokens in blocks of 8."""
-    return Decoding(gen_length=16, block_length=8, stop_at_eos=False)
+    """Options of a short response: 16 tokens in blocks of 8."""
+    return DecodingOptions(gen_length=16, block_length=8, stop_at_eos=False)
 
 
 @pytest.fixture
@@ -74,31 +84,32 @@ def reference():
 
 
 @pytest.fixture
-def watched():
-    """Watch the forward passes of all decoders: ``(tokens before the step, answers, plan or None)`` of each."""
+def watched(monkeypatch):
+    """Record the forward passes of all decoders: tokens before each, its logits, its plan, its rows (None for all)."""
 
     @contextmanager
     def watch():
-        seen, plans = [], []
-        everything, some, answers = Decoder.everything, Decoder.some, Decoder.answers
+        passes, current = [], {}
+        with monkeypatch.context() as patch:
+            full_pass, partial_pass, logits = (
+                getattr(TokenDecoder, name) for name in ("full_pass", "partial_pass", "logits")
+            )
 
-        def spy_everything(self, plan):
-            plans.append(plan)
-            return everything(self, plan)
+            def record_full_pass(self, plan):
+                current.update(plan=plan, rows=None)
+                return full_pass(self, plan)
 
-        def spy_some(self, positions, plan, wanted=None):
-            plans.append(plan)
-            return some(self, positions, plan, wanted)
+            def record_partial_pass(self, rows, plan, wanted=None):
+                current.update(plan=plan, rows=rows)
+                return partial_pass(self, rows, plan, wanted)
 
-        def spy_answers(self, *args, **kwargs):
-            found = answers(self, *args, **kwargs)
-            seen.append((self.state.tokens.clone(), found, plans[-1]))
-            return found
+            def record_logits(self, *args):
+                passes.append(Pass(self.state.tokens.clone(), logits(self, *args), **current))
+                return passes[-1].about
 
-        Decoder.everything, Decoder.some, Decoder.answers = spy_everything, spy_some, spy_answers
-        try:
-            yield seen
-        finally:
-            Decoder.everything, Decoder.some, Decoder.answers = everything, some, answers
+            patch.setattr(TokenDecoder, "full_pass", record_full_pass)
+            patch.setattr(TokenDecoder, "partial_pass", record_partial_pass)
+            patch.setattr(TokenDecoder, "logits", record_logits)
+            yield passes
 
     return watch

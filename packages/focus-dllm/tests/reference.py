@@ -51,7 +51,7 @@ def logits_about(logits, diffusion):
 
 
 def unmask_best(tokens, logits, start, end, mask, count):
-    """Unmask the `count` surest masked positions of a block, in place."""
+    """Unmask the `count` most confident masked positions of a block, in place."""
     logits = logits.clone()
     logits[:, mask] = -torch.inf
     probability, token = logits.double().softmax(-1).max(-1)

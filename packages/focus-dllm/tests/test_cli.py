@@ -1,12 +1,11 @@
 """The command line on a small folder in LLaDA's format, as a user calls it."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 from fewstep.families import causal_lm, masked_lm
 from fewstep.families.llada_format import save_llada
+from fewstep.testing.cli import run_command_line
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +26,7 @@ def folder(tmp_path_factory):
 
 
 def fewstep(*words, cwd, code=0):
-    done = subprocess.run(
-        [sys.executable, "-m", "fewstep", *map(str, words)], capture_output=True, text=True, check=False, cwd=cwd
-    )
+    done = run_command_line(words, cwd)
     assert done.returncode == code, done.stdout + done.stderr
     return done
 
@@ -38,18 +35,8 @@ def test_run_prints_the_answer_and_what_it_cost(folder, tmp_path):
     (tmp_path / "book.txt").write_text("w5 w6 w7 " * 20)
     done = fewstep(
         *("run", "focus-dllm", "--model", folder, "--prompt-file", "book.txt", "--prompt", "w8", "--threads", "1"),
-        *(
-            "--gen-length",
-            "16",
-            "--block-length",
-            "8",
-            "--prompt-block",
-            "8",
-            "--keep-floor",
-            "0",
-            "--output",
-            "a.json",
-        ),
+        *("--gen-length", "16", "--block-length", "8", "--prompt-block", "8", "--keep-floor", "0"),
+        *("--output", "a.json"),
         cwd=tmp_path,
     )
     assert "prompt tokens: 61" in done.stdout and "full passes: 2" in done.stdout
@@ -75,7 +62,7 @@ def test_fit_saves_a_method_that_run_takes(folder, tmp_path):
         *("--gen-length", "8", "--block-length", "8", "--sinks", "4", "--threads", "1"),
         cwd=tmp_path,
     )
-    assert "last_dense" in done.stdout and len((tmp_path / "fitted" / "probe.jsonl").read_text().splitlines()) == 2
+    assert "last_dense" in done.stdout and len((tmp_path / "fitted" / "probe.jsonl").read_text().splitlines()) == 1 + 2
     fewstep(
         *("run", "focus-dllm", "--model", folder, "--prompt", "w3 w4", "--method-from", "fitted", "--threads", "1"),
         *("--gen-length", "8", "--block-length", "8"),
@@ -92,7 +79,7 @@ def test_show_tells_of_a_real_configuration(tmp_path):
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(config))
     shown = fewstep("show", "focus-dllm", "--model", ".", cwd=tmp_path).stdout
-    assert "7.62 G parameters in 339 tensors" in shown and "28: 0 to 6 dense" in shown
+    assert "7.62 G parameters in 339 tensors" in shown and "0 to 6; the others are sparse" in shown
     assert "1.76 GiB" in shown and "more than the model's positions" not in shown
 
 
@@ -127,8 +114,3 @@ def test_an_autoregressive_model_is_refused(tmp_path):
     causal_lm.tiny().save_pretrained(tmp_path / "llm")
     done = fewstep("run", "focus-dllm", "--model", "llm", "--prompt", "w3", cwd=tmp_path, code=2)
     assert "tokenizer" in done.stderr or "mask token" in done.stderr
-
-
-def test_every_backend_of_the_kernels_is_listed(tmp_path):
-    shown = fewstep("list", cwd=tmp_path).stdout
-    assert all(name in shown for name in ("focus-dllm", "fast-dllm", "latency", "gathered-attention"))

@@ -2,16 +2,16 @@ import pytest
 import torch
 from fewstep.families import masked_lm
 from fewstep.testing import Case, MethodSuite
-from fewstep_focus_dllm import Decoding, FastDLLM, FastDLLMPublished, FocusDLLM, SparseDLLM, Vanilla
-from fewstep_focus_dllm.method import generation
+from fewstep_focus_dllm import DecodingOptions, FastDLLM, FastDLLMPublished, FocusDLLM, SparseDLLM, Vanilla
+from fewstep_focus_dllm.generation import current_generate
 
-DECODING = Decoding(gen_length=16, block_length=8, stop_at_eos=False)
+DECODING = DecodingOptions(gen_length=16, block_length=8, stop_at_eos=False)
 
 
 def tokens_of(model):
     """The response to a prompt, decoded as the model decodes now."""
     ids = torch.randint(3, 49, (1, 48), generator=torch.Generator().manual_seed(0))
-    return generation(model)(ids, decoding=DECODING).response.float()
+    return current_generate(model)(ids, decoding=DECODING).response.float()
 
 
 class TestFocus(MethodSuite):
@@ -58,7 +58,7 @@ class TestVanilla(MethodSuite):
         return Case(method=Vanilla(), model=masked_lm.tiny(), call=tokens_of)
 
     def test_apply_changes_the_output(self, case):
-        """What it changes is the cost: the tokens are those of vanilla decoding."""
+        """It changes the cost only: the tokens are those of vanilla decoding."""
         with case.method.apply(case.model):
             applied = case.call(case.model)
         assert torch.equal(applied, case.call(case.model))

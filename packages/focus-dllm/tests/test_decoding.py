@@ -1,5 +1,5 @@
 import pytest
-from fewstep_focus_dllm import Decoding
+from fewstep_focus_dllm import DecodingOptions
 from fewstep_focus_dllm.decoding import unmask_count
 
 
@@ -17,18 +17,18 @@ def test_steps_beyond_the_schedule_go_on_one_by_one():
 
 
 def test_one_step_a_token_by_default():
-    assert [b.steps for b in Decoding(gen_length=64, block_length=32).blocks(10)] == [32, 32]
+    assert [b.steps for b in DecodingOptions(gen_length=64, block_length=32).blocks(10)] == [32, 32]
 
 
 def test_a_shorter_last_block():
-    blocks = Decoding(gen_length=70, block_length=32).blocks(100)
+    blocks = DecodingOptions(gen_length=70, block_length=32).blocks(100)
     assert [(b.start, b.end) for b in blocks] == [(100, 132), (132, 164), (164, 170)]
     assert [b.steps for b in blocks] == [32, 32, 6]
 
 
 @pytest.mark.parametrize("steps", [1, 3, 7, 20, 64])
 def test_steps_that_do_not_divide(steps):
-    shares = [b.steps for b in Decoding(gen_length=64, block_length=16, steps=steps).blocks(0)]
+    shares = [b.steps for b in DecodingOptions(gen_length=64, block_length=16, steps=steps).blocks(0)]
     assert min(shares) >= 1 and sum(shares) == max(steps, 4)
 
 
@@ -45,4 +45,4 @@ def test_steps_that_do_not_divide(steps):
 )
 def test_what_is_out_of_range_is_said(fields, said):
     with pytest.raises(ValueError, match=said):
-        Decoding(**fields)
+        DecodingOptions(**fields)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from fewstep.errors import SeamConflictError, UnsupportedModelError
 from fewstep.families import causal_lm, masked_lm
-from fewstep_focus_dllm import Decoding, FastDLLM, FocusDLLM, SparseDLLM, generate
-from fewstep_focus_dllm.method import generation
+from fewstep_focus_dllm import DecodingOptions, FastDLLM, FocusDLLM, SparseDLLM, generate
+from fewstep_focus_dllm.generation import current_generate
 
 
 def test_an_autoregressive_model_is_refused():
@@ -32,7 +32,7 @@ def test_diffusion_gemma_is_refused_with_the_reason():
 
 def test_a_prompt_longer_than_the_positions_of_the_model(llada, prompt):
     with pytest.raises(ValueError, match="need 520 positions, but the model has 512"):
-        generate(llada, prompt(504), decoding=Decoding(gen_length=16))
+        generate(llada, prompt(504), decoding=DecodingOptions(gen_length=16))
 
 
 def test_an_empty_prompt(llada):
@@ -58,7 +58,7 @@ def test_shapes_that_do_not_fit(llada, prompt):
     with pytest.raises(ValueError, match=r"\[batch, tokens\]"):
         generate(llada, prompt(4)[0])
     with pytest.raises(ValueError, match=r"gen_length\] = \(1, 16\)"):
-        generate(llada, prompt(4), response=prompt(8), decoding=Decoding(gen_length=16))
+        generate(llada, prompt(4), response=prompt(8), decoding=DecodingOptions(gen_length=16))
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_shapes_that_do_not_fit(llada, prompt):
         ({"last_dense": -1}, "at least 0"),
         ({"min_focus": 0}, "at least 1"),
         ({"full_every": 0}, "at least 1"),
-        ({"sinks": -1}, "0 or more"),
+        ({"sinks": -1}, "at least 0"),
     ],
 )
 def test_fields_out_of_range(fields, said):
@@ -80,7 +80,7 @@ def test_fields_out_of_range(fields, said):
         FocusDLLM(**fields)
 
 
-def test_a_share_out_of_range_of_a_peer():
+def test_a_share_out_of_range_of_a_baseline():
     with pytest.raises(ValueError, match=r"\(0, 1\]"):
         SparseDLLM(keep=0.0)
 
@@ -98,13 +98,13 @@ def test_two_methods_on_one_model(llada):
 
 def test_an_interrupted_call_leaves_nothing_behind(llada, prompt, focus):
     """Ctrl-C at a block border; the next call gives what it always gave."""
-    decoding = Decoding(gen_length=16, block_length=8, stop_at_eos=False)
+    decoding = DecodingOptions(gen_length=16, block_length=8, stop_at_eos=False)
 
     def interrupt(_):
         raise KeyboardInterrupt
 
     with focus().apply(llada):
-        wanted = generation(llada)(prompt(), decoding=decoding).response
+        wanted = current_generate(llada)(prompt(), decoding=decoding).response
         with pytest.raises(KeyboardInterrupt):
-            generation(llada)(prompt(), decoding=decoding, on_block=interrupt)
-        assert torch.equal(generation(llada)(prompt(), decoding=decoding).response, wanted)
+            current_generate(llada)(prompt(), decoding=decoding, on_block=interrupt)
+        assert torch.equal(current_generate(llada)(prompt(), decoding=decoding).response, wanted)

@@ -1,25 +1,27 @@
-"""The card's tests 11 (termination), 13 (batches) and 15 (isolation), and what users ask of one call."""
+"""Batches, termination, isolation, and what users ask of one call."""
 
 import pytest
 import torch
 from fewstep.kernels.check import nan_filled
-from fewstep_focus_dllm import Decoding, FastDLLM, FastDLLMPublished, SparseDLLM, Vanilla
-from fewstep_focus_dllm.method import generation
+from fewstep_focus_dllm import DecodingOptions, FastDLLM, FastDLLMPublished, SparseDLLM, Vanilla
+from fewstep_focus_dllm.generation import current_generate
 
 MASK = 49
-PEERS = [Vanilla(), FastDLLM(), FastDLLM(cache="prefix"), FastDLLMPublished(), SparseDLLM()]
+BASELINES = [Vanilla(), FastDLLM(), FastDLLM(cache="prefix"), FastDLLMPublished(), SparseDLLM()]
 
 
 def decode(model, method, ids, mask=None, **fields):
     fields = {"gen_length": 16, "block_length": 8, "stop_at_eos": False, **fields}
     with method.apply(model):
-        return generation(model)(ids, mask, decoding=Decoding(**fields))
+        return current_generate(model)(ids, mask, decoding=DecodingOptions(**fields))
 
 
-@pytest.fixture(params=range(len(PEERS) + 2), ids=[*(m.name for m in PEERS), "focus-dllm", "focus-dllm partial"])
+@pytest.fixture(
+    params=range(len(BASELINES) + 2), ids=[*(m.name for m in BASELINES), "focus-dllm", "focus-dllm partial"]
+)
 def method(request, focus):
     """Every method of the package."""
-    return [*PEERS, focus(), focus(full_every=2, units=True, prompt_block=16)][request.param]
+    return [*BASELINES, focus(), focus(full_every=2, units=True, prompt_block=16)][request.param]
 
 
 def test_left_padded_batches_equal_single_runs(model, prompt, method):
@@ -58,31 +60,31 @@ def test_a_model_that_prefers_the_mask_ends(model, prompt, method):
     with torch.no_grad():
         model.lm_head.weight[MASK] = 50 * model.lm_head.weight.mean(0).sign()
         model.model.norm.weight.fill_(1.0)
-    found = decode(model, method, prompt())
-    assert (found.response != MASK).all()
-    assert len(found.stats.step_seconds) + len(found.stats.refresh_seconds) <= 16
+    output = decode(model, method, prompt())
+    assert (output.response != MASK).all()
+    assert len(output.stats.step_seconds) + len(output.stats.refresh_seconds) <= 16
 
 
 @pytest.mark.parametrize("steps", [1, 3, 5, 16, 40])
 def test_fewer_steps_than_tokens_and_steps_that_do_not_divide(model, prompt, focus, steps):
-    found = decode(model, focus(), prompt(), steps=steps)
-    assert (found.response != MASK).all()
-    taken = len(found.stats.step_seconds) + len(found.stats.refresh_seconds)
+    output = decode(model, focus(), prompt(), steps=steps)
+    assert (output.response != MASK).all()
+    taken = len(output.stats.step_seconds) + len(output.stats.refresh_seconds)
     assert taken == min(16, max(2, steps))
 
 
 def test_a_length_that_blocks_do_not_divide(model, prompt, focus):
-    found = decode(model, focus(), prompt(), gen_length=19)
-    assert found.response.shape == (1, 19) and (found.response != MASK).all()
+    output = decode(model, focus(), prompt(), gen_length=19)
+    assert output.response.shape == (1, 19) and (output.response != MASK).all()
 
 
 def test_given_tokens_of_the_response_stay(model, prompt, focus):
     given = torch.full((1, 16), MASK)
     given[0, ::2] = torch.arange(10, 18)
     with focus().apply(model):
-        decoding = Decoding(gen_length=16, block_length=8, stop_at_eos=False)
-        found = generation(model)(prompt(), response=given, decoding=decoding)
-    assert torch.equal(found.response[0, ::2], given[0, ::2]) and (found.response != MASK).all()
+        decoding = DecodingOptions(gen_length=16, block_length=8, stop_at_eos=False)
+        output = current_generate(model)(prompt(), response=given, decoding=decoding)
+    assert torch.equal(output.response[0, ::2], given[0, ::2]) and (output.response != MASK).all()
 
 
 def test_two_generations_at_once_do_not_mix(model, prompt, method):
@@ -90,38 +92,42 @@ def test_two_generations_at_once_do_not_mix(model, prompt, method):
     first, second = prompt(seed=3), prompt(40, seed=4)
     alone = decode(model, method, first), decode(model, method, second)
     inside = []
-    decoding = Decoding(gen_length=16, block_length=8, stop_at_eos=False)
+    decoding = DecodingOptions(gen_length=16, block_length=8, stop_at_eos=False)
     with method.apply(model):
-        run = generation(model)
+        run = current_generate(model)
         outer = run(first, decoding=decoding, on_block=lambda _: inside.append(run(second, decoding=decoding)))
     assert torch.equal(outer.response, alone[0].response)
-    assert all(torch.equal(found.response, alone[1].response) for found in inside)
+    assert all(torch.equal(output.response, alone[1].response) for output in inside)
 
 
 def test_no_memory_is_read_before_it_is_written(model, prompt, method):
     wanted = decode(model, method, prompt(48, batch=2), threshold=0.12)
     with nan_filled():
-        found = decode(model, method, prompt(48, batch=2), threshold=0.12)
-    assert torch.equal(found.response, wanted.response)
+        output = decode(model, method, prompt(48, batch=2), threshold=0.12)
+    assert torch.equal(output.response, wanted.response)
 
 
 def test_finished_blocks_are_streamed(model, prompt, focus):
     blocks = []
     with focus().apply(model):
-        decoding = Decoding(gen_length=20, block_length=8, stop_at_eos=False)
-        found = generation(model)(prompt(), decoding=decoding, on_block=lambda tokens: blocks.append(tokens.clone()))
+        decoding = DecodingOptions(gen_length=20, block_length=8, stop_at_eos=False)
+        output = current_generate(model)(
+            prompt(), decoding=decoding, on_block=lambda tokens: blocks.append(tokens.clone())
+        )
     assert [b.shape[1] for b in blocks] == [8, 8, 4]
-    assert torch.equal(torch.cat(blocks, 1), found.response)
+    assert torch.equal(torch.cat(blocks, 1), output.response)
 
 
 def test_it_stops_at_an_end_token_with_nothing_masked_before_it(llada, prompt, focus):
     given = torch.full((1, 32), MASK)
     given[0, 5] = llada.config.eos_token_id
     with focus().apply(llada):
-        found = generation(llada)(prompt(), response=given, decoding=Decoding(gen_length=32, block_length=8))
-    assert found.stats.refreshes == 1
-    assert (found.response[0, 8:] == llada.config.eos_token_id).all()
-    assert (found.response[0, :5] != MASK).all()
+        output = current_generate(llada)(
+            prompt(), response=given, decoding=DecodingOptions(gen_length=32, block_length=8)
+        )
+    assert output.stats.refreshes == 1
+    assert (output.response[0, 8:] == llada.config.eos_token_id).all()
+    assert (output.response[0, :5] != MASK).all()
 
 
 def test_a_bias_makes_end_tokens_rare_or_certain(llada, prompt, focus):
@@ -140,7 +146,7 @@ def test_other_notions_of_confidence(model, prompt, focus, remasking):
     assert (decode(model, focus(), prompt(), remasking=remasking).response != MASK).all()
 
 
-def test_extras_of_the_card(model, prompt, focus):
+def test_extras(model, prompt, focus):
     """Refreshes inside a block, dense steps after one, a guard, a suffix window, short prompts by the dual cache."""
     plain = decode(model, focus(), prompt()).stats
     assert decode(model, focus(refresh_every=3), prompt()).stats.refreshes == 2 + 2 * 2
@@ -159,7 +165,7 @@ def test_partial_refreshes_take_the_place_of_full_ones(model, prompt, focus):
 @pytest.mark.parametrize("length", [1, 2, 7, 9])
 def test_prompts_around_the_size_of_a_block(model, prompt, focus, length):
     """A prompt without a whole block is all tail, and nothing of it is dropped."""
-    found = decode(model, focus(prompt_block=8, sinks=64), prompt(length))
-    assert (found.response != MASK).all()
+    output = decode(model, focus(prompt_block=8, sinks=64), prompt(length))
+    assert (output.response != MASK).all()
     if length < 8:
-        assert max(found.stats.kept) == length
+        assert max(output.stats.kept) == length

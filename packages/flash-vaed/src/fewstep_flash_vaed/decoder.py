@@ -19,7 +19,6 @@ from .layers import (
     Memory,
     NormSilu,
     Operator,
-    Pointwise,
     Residual,
     Upsample,
     channels_last,
@@ -57,7 +56,7 @@ class DecoderShape:
     """Channels of a pixel."""
 
     def fields(self) -> dict[str, Any]:
-        """The fields of `FlashVAED` that say the same beside the VAE's configuration."""
+        """The fields of `FlashVAED` that give this shape, together with the VAE's configuration."""
         operators = (self.middle, *(stage.operator for stage in self.stages))
         widths = tuple(stage.width if stage.narrow else 0 for stage in self.stages)
         return {"operators": operators, "widths": widths, "pool": self.pool}
@@ -169,10 +168,10 @@ class LatentsToPixels(nn.Module):
     def __init__(self, shape: DecoderShape) -> None:
         super().__init__()
         first, last = shape.stages[0].inside, shape.stages[-1].width
-        self.conv_in = CausalConv(shape.latent, first)
+        self.conv_in = CausalConv(shape.latent, first, 3)
         self.mid_block = MiddleBlock(first, shape.middle, shape.pool)
         self.up_blocks = nn.ModuleList(map(UpBlock, shape.stages))
-        self.norm_out, self.conv_out = NormSilu(last), CausalConv(last, shape.pixels)
+        self.norm_out, self.conv_out = NormSilu(last), CausalConv(last, shape.pixels, 3)
 
     def forward(self, x: Frames, memory: Memory | None = None) -> Frames:
         """Frames ``[B, F, 3, H, W]``."""
@@ -188,7 +187,7 @@ class WanDecoder(nn.Module):
     def __init__(self, shape: DecoderShape) -> None:
         super().__init__()
         self.shape = shape
-        self.post_quant_conv = Pointwise(shape.latent, shape.latent)
+        self.post_quant_conv = CausalConv(shape.latent, shape.latent, 1)
         self.decoder = LatentsToPixels(shape)
 
     def forward(self, latents: Clip, memory: Memory | None = None) -> Clip:

@@ -54,7 +54,7 @@ def phase(step: int, steps: int, features: bool = True) -> tuple[float, bool]:
 class Perceptual:
     """Distance of features of a fixed random pyramid of convolutions, for want of LPIPS: no package ships its weights.
 
-    Not LPIPS: figures of the two cannot be compared.
+    Not LPIPS: values of the two cannot be compared.
     """
 
     def __init__(self, seed: int = 0, width: int = 16) -> None:
@@ -107,7 +107,7 @@ class DistilWeights:
     perceptual: float = 2.0
     feature: float = 1.0
     squared: float = 0.0
-    """Of the squared error, which PSNR measures; not in the paper."""
+    """Weight of the squared error, which PSNR measures; not in the paper."""
 
 
 @dataclass(eq=False, kw_only=True)

@@ -22,7 +22,7 @@ from .algebra import Selection
 from .decoder import DecoderShape, WanDecoder, decoder_shape, exact_decoder, preset
 from .layers import Operator
 from .method import FlashVAED, save_student
-from .prune import ChannelChoice, FeatureScore, Pruning, Recovery
+from .prune import ChannelChoice, FeatureScore, PruningWalk, Recovery
 
 CHOICES = "prune.json"
 TIMED = (5, 64, 64)
@@ -39,7 +39,7 @@ class Prune:
     """
 
     operators: tuple[Operator, ...] = ()
-    """Of the middle block and each up-block. Default: separable until time is upsampled, then frame by frame."""
+    """Convolutions of middle block and up-blocks. Default: separable until time is upsampled, then frame by frame."""
     widths: tuple[int, ...] = ()
     """Channels of each up-block, 0 for all. Default: behind the last time upsampler an eighth, but at least 8."""
     pool: int = 1
@@ -74,7 +74,7 @@ class Prune:
             read_latents(path)
 
     def __call__(self, loaded: Loaded, out: Path) -> FlashVAED:
-        """Prune, telling each point; leaves ``prune.json`` with the kept channels and R^2 beside the student.
+        """Prune, telling each point; leaves ``prune.json`` with the kept channels and R^2 next to the student.
 
         Raises:
             UnsupportedModelError: the model is no Wan VAE, or one like Wan 2.2's.
@@ -88,7 +88,7 @@ class Prune:
             weights.load(converted, self.official, weights.official_names(converted))
             return save_student(converted, out, teacher)
         print("stage: parameters and GMAC of the teacher -> of the student, for 81 frames of 480x832")
-        print(*(f"{stage}: {costs}" for stage, costs in cost_rows(vae.config, shape)), sep="\n")
+        print(*(f"{stage}: {costs}" for stage, costs in cost_lines(vae.config, shape).items()), sep="\n")
         student, choices = self.student(vae, print)
         method = save_student(student, out, teacher)
         write_choices(out, choices)
@@ -119,8 +119,8 @@ class Prune:
             generator = torch.Generator().manual_seed(self.seed)
             pairs = encoded_crops(vae, "train", self.sources, (self.clips, self.frames, self.size), generator)
             latents += [z for z, _ in pairs]
-        pruning = Pruning(select=self.select, score=self.score, recovery=self.recovery, seed=self.seed, watch=watch)
-        return student, pruning.run(exact_decoder(vae), student, latents)
+        walk = PruningWalk(select=self.select, score=self.score, recovery=self.recovery, seed=self.seed, watch=watch)
+        return student, walk.run(exact_decoder(vae), student, latents)
 
 
 @torch.no_grad()
@@ -137,7 +137,7 @@ def encoded_crops(
         vae: encodes them.
         split: training or held-out frames.
         sources: packages whose clips are used.
-        size: how many crops, their frames, and their side in pixels.
+        size: number of crops, their frames, and their side in pixels.
         generator: of the crops.
     """
     count, frames, side = size
@@ -183,27 +183,17 @@ def kept_outputs(choices: Sequence[ChannelChoice]) -> dict[str, tuple[int, ...]]
     return {stage: kept for (stage, point), kept in points if point.isdigit()}  # blocks in order: the last one stays
 
 
-def student_costs(
-    config: Any, shape: DecoderShape, frames: int, height: int, width: int
-) -> dict[str, wan_vae_cost.StageCost]:
-    """Costs by stage of decoding one clip with a student; see `fewstep.families.wan_vae_cost.decoder_costs`."""
+def student_costs(config: Any, shape: DecoderShape, size: tuple[int, int, int]) -> dict[str, wan_vae_cost.StageCost]:
+    """Costs by stage of decoding a clip of `size` (frames, rows, columns) with a student."""
     with torch.device("meta"):
         student = WanDecoder(shape)
-    return wan_vae_cost.stage_costs(student, student, wan_vae.latent_shape(config, frames, height, width))
+    return wan_vae_cost.stage_costs(student, student, wan_vae.latent_shape(config, *size))
 
 
-def cost_rows(config: Any, shape: DecoderShape) -> list[tuple[str, str]]:
-    """Parameters and multiplications of teacher and student by stage, for 81 frames of 480x832."""
-    costs = wan_vae_cost.decoder_costs(config, *wan_vae_cost.SIZE)
-    less = student_costs(config, shape, *wan_vae_cost.SIZE)
-    return [
-        (
-            stage,
-            f"{cost.parameters:,} -> {less[stage].parameters:,} parameters, "
-            f"{cost.macs / 1e9:,.1f} -> {less[stage].macs / 1e9:,.1f} GMAC",
-        )
-        for stage, cost in costs.items()
-    ]
+def cost_lines(config: Any, shape: DecoderShape) -> dict[str, str]:
+    """Costs of the teacher and of a student by stage, for `fewstep.families.wan_vae_cost.SIZE`."""
+    before = wan_vae_cost.decoder_costs(config, *wan_vae_cost.SIZE)
+    return wan_vae_cost.compared(before, student_costs(config, shape, wan_vae_cost.SIZE))
 
 
 def describe(config: Any, folder: Path) -> list[tuple[str, str]]:
@@ -217,14 +207,13 @@ def describe(config: Any, folder: Path) -> list[tuple[str, str]]:
     known = wan_vae_cost.config_of(config)
     operators, widths = preset(known)
     shape = decoder_shape(known, operators, widths)
-    latents = torch.randn(wan_vae.latent_shape(known, *TIMED))
-    spent, causal = wan_vae_cost.stage_seconds(WanDecoder(decoder_shape(known)).eval(), latents)
-    less, _ = wan_vae_cost.stage_seconds(WanDecoder(shape).eval(), latents)
-    lines = [("operators of the student", ", ".join(operators)), ("widths (0: all)", ", ".join(map(str, widths)))]
-    for stage, costs in cost_rows(known, shape):
-        times = f"{1e3 * spent[stage]:.1f} -> {1e3 * less[stage]:.1f} ms"
-        share = min(1.0, causal.get(stage, 0.0) / spent[stage])
-        lines.append((stage, f"{costs}, {times}" + (f" ({share:.0%} of it causal convolutions)" if share else "")))
-    clip = "{} frames of {}x{}".format
-    counted, timed = clip(*wan_vae_cost.SIZE), f"{clip(*TIMED)}, random weights, this machine"
-    return [*lines, ("counted for", counted), ("timed on", timed)]
+    decoders = (WanDecoder(decoder_shape(known)).eval(), WanDecoder(shape).eval())
+    times = wan_vae_cost.timed(*decoders, torch.randn(wan_vae.latent_shape(known, *TIMED)))
+    size = "{} frames of {}x{}".format
+    return [
+        ("operators of the student", ", ".join(operators)),
+        ("widths (0: all)", ", ".join(map(str, widths))),
+        *((stage, f"{costs}, {times[stage]}") for stage, costs in cost_lines(known, shape).items()),
+        ("counted for", size(*wan_vae_cost.SIZE)),
+        ("timed on", f"{size(*TIMED)}, random weights, this machine"),
+    ]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Frames = Float[Tensor, "b t c h w"]
-Kernel = Float[Tensor, "o c 3 k k"]
+CausalKernel = Float[Tensor, "o c 3 k k"]
 Memory = dict[nn.Module, Tensor]
 """The last inputs of each layer that looks back, by the layer."""
 Operator = Literal["dense", "separable", "frame"]
@@ -41,7 +41,7 @@ def framewise(layer: Callable[[Tensor], Tensor], x: Frames) -> Frames:
     return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
-def naive(x: Frames, weight: Kernel, bias: Float[Tensor, " o"], past: int = 0) -> Frames:
+def naive(x: Frames, weight: CausalKernel, bias: Float[Tensor, " o"], past: int = 0) -> Frames:
     """Causal 3-D convolution, zero-padded: `F.conv3d`, the specification of the fast ones.
 
     Args:
@@ -55,7 +55,7 @@ def naive(x: Frames, weight: Kernel, bias: Float[Tensor, " o"], past: int = 0) -
     return F.conv3d(padded, weight, bias).transpose(1, 2)
 
 
-def by_taps(x: Frames, weight: Kernel, bias: Float[Tensor, " o"], past: int = 0) -> Frames:
+def by_taps(x: Frames, weight: CausalKernel, bias: Float[Tensor, " o"], past: int = 0) -> Frames:
     """The same as the sum of three 2-D convolutions, one for each frame of the kernel."""
 
     def tap(number: int, frames: slice) -> Frames:
@@ -66,7 +66,7 @@ def by_taps(x: Frames, weight: Kernel, bias: Float[Tensor, " o"], past: int = 0)
     return _summed(tap, x.shape[1], past)
 
 
-def at_once(x: Frames, weight: Kernel, bias: Float[Tensor, " o"], past: int = 0) -> Frames:
+def at_once(x: Frames, weight: CausalKernel, bias: Float[Tensor, " o"], past: int = 0) -> Frames:
     """The same with one 2-D convolution for all three frames of the kernel: faster for few output channels."""
     kernels = rearrange(weight, "o c tap h w -> (tap o) c h w").contiguous(memory_format=torch.channels_last)
     results = framewise(lambda images: F.conv2d(images, kernels, padding=weight.shape[-1] // 2), x)
@@ -88,7 +88,7 @@ def _summed(tap: Callable[[int, slice], Frames], seen: int, past: int) -> Frames
     return out
 
 
-def causal_conv(x: Frames, weight: Kernel, bias: Float[Tensor, " o"], past: int = 0) -> Frames:
+def causal_conv(x: Frames, weight: CausalKernel, bias: Float[Tensor, " o"], past: int = 0) -> Frames:
     """Causal 3-D convolution, see `naive`, in the fastest way: off the CPU that is cuDNN's."""
     if x.device.type != "cpu":
         return naive(x, weight, bias, past)
@@ -106,54 +106,28 @@ def remembered(x: Frames, layer: nn.Module, memory: Memory | None) -> tuple[Fram
 
 
 class CausalConv(nn.Conv3d):
-    """Dense causal convolution with a kernel of 3 frames and ``k x k`` pixels."""
+    """Convolution that sees no later frames: dense, of each channel by itself (`groups`), or of single pixels."""
 
     bias: Tensor  # type: ignore[assignment]  # always there
-
-    def __init__(self, inside: int, outside: int, size: int = 3) -> None:
-        super().__init__(inside, outside, (3, size, size))
 
     def forward(self, x: Frames, memory: Memory | None = None) -> Frames:  # type: ignore[override]
-        """Convolve; `memory` keeps two frames."""
+        """Convolve; kernels of three frames keep two in `memory`."""
+        if self.kernel_size[0] == 1 and self.groups > 1:
+            return x * self.weight.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
+        if self.kernel_size[0] == 1:
+            return framewise(lambda images: F.conv2d(images, self.weight[:, :, 0], self.bias), x)
         seen, past = remembered(x, self, memory)
-        return causal_conv(seen, self.weight, self.bias, past)
-
-
-class Depthwise(nn.Conv3d):
-    """Causal 3x3x3 convolution of each channel by itself; with ``size=1`` a factor and an offset of each channel."""
-
-    bias: Tensor  # type: ignore[assignment]  # always there
-
-    def __init__(self, channels: int, size: int = 3) -> None:
-        super().__init__(channels, channels, size, groups=channels)
-
-    def forward(self, x: Frames, memory: Memory | None = None) -> Frames:  # type: ignore[override]
-        """Convolve; `memory` keeps two frames."""
-        if self.weight.shape[-1] == 1:
-            return x * self.weight.view(-1, 1, 1) + self.bias[:, None, None]
-        seen, past = remembered(x, self, memory)
-        return causal_depthwise(seen, self.weight, self.bias, past=past)
-
-
-class Pointwise(nn.Conv3d):
-    """1x1x1 convolution."""
-
-    bias: Tensor  # type: ignore[assignment]  # always there
-
-    def __init__(self, inside: int, outside: int) -> None:
-        super().__init__(inside, outside, 1)
-
-    def forward(self, x: Frames) -> Frames:  # type: ignore[override]
-        """Mix the channels of each pixel."""
-        return framewise(lambda images: F.conv2d(images, self.weight[:, :, 0], self.bias), x)
+        convolve = causal_conv if self.groups == 1 else causal_depthwise
+        return convolve(seen, self.weight, self.bias, past=past)
 
 
 class Separable(nn.Module):
-    """`Depthwise`, then `Pointwise`, with nothing between them (arXiv:2602.19161, section 3)."""
+    """Depthwise 3x3x3 convolution, then a pointwise one, with nothing between (arXiv:2602.19161, section 3)."""
 
     def __init__(self, inside: int, outside: int, size: int = 3) -> None:
         super().__init__()
-        self.depthwise, self.pointwise = Depthwise(inside, size), Pointwise(inside, outside)
+        self.depthwise = CausalConv(inside, inside, size, groups=inside)
+        self.pointwise = CausalConv(inside, outside, 1)
 
     def forward(self, x: Frames, memory: Memory | None = None) -> Frames:
         """Convolve; `memory` keeps two frames."""
@@ -163,7 +137,7 @@ class Separable(nn.Module):
 class FrameConv(nn.Conv2d):
     """2-D convolution of each frame by itself."""
 
-    def __init__(self, inside: int, outside: int, size: int = 3) -> None:
+    def __init__(self, inside: int, outside: int, size: int) -> None:
         super().__init__(inside, outside, size, padding=size // 2)
 
     def forward(self, x: Frames, memory: Memory | None = None) -> Frames:  # type: ignore[override]
@@ -184,21 +158,18 @@ class NormSilu(nn.Module):
 
 
 class Residual(nn.Module):
-    """`NormSilu` and a convolution, twice, beside a shortcut; `narrow` blocks have one even at equal width."""
+    """`NormSilu` and a convolution, twice, with a shortcut past both; `narrow` blocks have one even at equal width."""
 
     def __init__(self, inside: int, outside: int, operator: Operator = "dense", narrow: bool = False) -> None:
         super().__init__()
-        conv = {"dense": CausalConv, "separable": Separable, "frame": FrameConv}[operator]
         self.norm1, self.norm2 = NormSilu(inside), NormSilu(outside)
-        self.conv1, self.conv2 = conv(inside, outside), conv(outside, outside)
+        conv = {"dense": CausalConv, "separable": Separable, "frame": FrameConv}[operator]
+        self.conv1, self.conv2 = conv(inside, outside, 3), conv(outside, outside, 3)
         if operator == "frame" or (narrow and operator != "separable"):
-            self.conv_shortcut: nn.Module = FrameConv(inside, outside, 1)
+            conv = FrameConv
         elif inside == outside:
-            self.conv_shortcut = nn.Identity()
-        else:
-            self.conv_shortcut = (
-                Separable(inside, outside, 1) if operator == "separable" else Pointwise(inside, outside)
-            )
+            conv = nn.Identity
+        self.conv_shortcut = conv(inside, outside, 1)
 
     def forward(self, x: Frames, memory: Memory | None = None) -> Frames:
         """Frames of the same size, perhaps other channels."""
@@ -244,7 +215,7 @@ class Upsample(nn.Module):
     def __init__(self, inside: int, outside: int, time: bool) -> None:
         super().__init__()
         self.resample = nn.ModuleDict({"1": UpsampleConv(inside, outside, 3)})  # diffusers has the upsampling at 0
-        self.time_conv = CausalConv(inside, 2 * inside, 1) if time else None
+        self.time_conv = CausalConv(inside, 2 * inside, (3, 1, 1)) if time else None
 
     def forward(self, x: Frames, memory: Memory | None = None) -> Frames:
         """Upsample; `memory` keeps two frames."""

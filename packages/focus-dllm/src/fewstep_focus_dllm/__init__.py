@@ -6,22 +6,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .decoding import Decoding as Decoding
+    from .baselines import FastDLLM as FastDLLM
+    from .baselines import FastDLLMPublished as FastDLLMPublished
+    from .baselines import SparseDLLM as SparseDLLM
+    from .baselines import Vanilla as Vanilla
+    from .decoding import DecodingOptions as DecodingOptions
     from .generation import Output as Output
     from .generation import generate as generate
     from .method import FocusDLLM as FocusDLLM
-    from .peers import FastDLLM as FastDLLM
-    from .peers import FastDLLMPublished as FastDLLMPublished
-    from .peers import SparseDLLM as SparseDLLM
-    from .peers import Vanilla as Vanilla
 
-_HOME = {
-    "decoding": ["Decoding"],
-    "generation": ["Output", "generate"],
-    "method": ["FocusDLLM"],
-    "peers": ["FastDLLM", "FastDLLMPublished", "SparseDLLM", "Vanilla"],
-}
-_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+_MODULE_OF = dict.fromkeys(("FastDLLM", "FastDLLMPublished", "SparseDLLM", "Vanilla"), "baselines")
+_MODULE_OF |= {"DecodingOptions": "decoding", "Output": "generation", "generate": "generation", "FocusDLLM": "method"}
 __all__ = sorted(_MODULE_OF)
 
 

@@ -2,70 +2,34 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from dataclasses import dataclass, replace
-from functools import partial
+from math import ceil
 from typing import Any, ClassVar, Self
 
-from fewstep.applied import Applied
+import torch
 from fewstep.families import masked_lm
-from fewstep.families.attention import wrap_attention
-from fewstep.method import Method
+from jaxtyping import Bool
+from torch import Tensor
+from torch.nn import functional as F
 
-from .attend import planned
-from .decoder import Caching, Decoder
-from .focus import Focus
-from .focused import Pruning
-from .generation import Output, generate
-from .select import Aggregate
-from .state import State
+from .decoders import CachedDecoder, TokenDecoder, padded
+from .decoding import BlockLogits, State
+from .generation import DecodingMethod
+from .selection import Aggregate, kept_blocks, top_confidence, widen
+from .sparse import PrunedPrompt, SparseAttention
 
-SEAMS = frozenset({"attention", "generation", "kv-cache"})
 LONG = 8192
 """Tokens of a prompt from which on prompt blocks are 64 tokens instead of 32."""
-
-
-class DecodingMethod(Method):
-    """What the methods of this package share: ``model.generate`` decodes with the decoder that they make."""
-
-    seams: ClassVar[frozenset[str]] = SEAMS
-    cached: ClassVar[bool] = True
-    """False where every step computes everything, so that a few steps tell what all of them take."""
-
-    @abstractmethod
-    def decoder(self, model: Any, state: State) -> Decoder:
-        """The decoder of one call."""
-
-    def apply(self, model: Any) -> Applied:
-        """Let ``model.generate`` decode by diffusion, as `fewstep_focus_dllm.generate` does; same arguments."""
-        masked_lm.check(model)
-        with Applied() as undo:
-            undo.occupy(model, self)
-            wrap_attention(undo, model, "dllm", planned)
-            undo.set(model, "generate", partial(generate, model, make=self.decoder))
-            return undo.pop_all()
-
-
-def generation(model: Any) -> partial[Output]:
-    """How `model` decodes now: by the method applied to it, else vanilla."""
-    own = getattr(model, "generate", None)  # stock models have one too, which decodes left to right
-    return own if isinstance(own, partial) and own.func is generate else partial(generate, model)
-
-
-def keeps_cache(model: Any) -> bool:
-    """Whether `model` decodes with a cache now."""
-    make = generation(model).keywords.get("make")
-    return make is not None and make.__self__.cached
 
 
 @dataclass(frozen=True, kw_only=True)
 class FocusDLLM(DecodingMethod):
     """Decode only where confidence says that a token is about to come (Focus-dLLM, arXiv:2602.02159).
 
-    A full pass at the first step of each block; after it only the masked positions that were surest at the step before,
-    and their neighbours, are computed, and deep layers read a pruned prompt: the blocks these positions ask for, the
-    attention sinks and the whole response. Needs no training. The paper does not print its settings: the defaults are
-    ours, and every one of them is a field.
+    A full pass at the first step of each block; after it only the masked positions with the highest confidence of the
+    step before, and their neighbours, are computed, and deep layers read a pruned prompt: the blocks these positions
+    ask for, the attention sinks and the whole response. Needs no training. The paper does not print its settings: the
+    defaults are ours, and every one of them is a field.
 
     Raises:
         ValueError: a field is out of range.
@@ -82,7 +46,7 @@ class FocusDLLM(DecodingMethod):
     window: int | None = 3
     """Positions around each focus position that are computed with it (W, odd); None computes everything."""
     min_focus: int = 4
-    """Fewest focus positions of a step; 4 held 99 % of the next tokens in the card's probe (kf_min)."""
+    """Fewest focus positions of a step (kf_min)."""
     focus_ratio: float = 2.0
     """Focus positions for each token that the step unmasks (alpha)."""
     last_dense: int | None = None
@@ -91,12 +55,12 @@ class FocusDLLM(DecodingMethod):
     sinks: int = 64
     """Attention sinks of the prompt that sparse layers always read."""
     aggregate: Aggregate = "softmax"
-    """How focus rows vote for blocks: ``softmax`` over blocks in each head first, plain ``mean``, ``max`` of rows."""
+    """Vote of focus rows for blocks: ``softmax`` over blocks in each head first, plain ``mean``, ``max`` of rows."""
     units: bool = False
     """Look a block up by the best of its 8-token units instead of its mean key; fights dilution in large blocks."""
     threshold_guard: float = 0.0
-    """Twice as many focus positions after a step whose tokens were less sure than this share of what was predicted; 0
-    never."""
+    """Twice as many focus positions after a step whose tokens had less confidence than this share of what was
+    predicted; 0 never."""
     delay_sparse: int = 0
     """Steps after a refresh that still read the whole prompt."""
     refresh_every: int = 0
@@ -112,66 +76,145 @@ class FocusDLLM(DecodingMethod):
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 1:
             raise ValueError(f"keep={self.keep}: a share of the prompt must be in (0, 1]")
-        if self.window is not None and (self.window < 1 or self.window % 2 == 0):
-            raise ValueError(f"window={self.window} must be odd and at least 1, or None for everything")
-        for name, least in (("prompt_block", 1), ("last_dense", 0), ("suffix", 0)):
-            if (value := getattr(self, name)) is not None and value < least:
-                raise ValueError(f"{name}={value} must be at least {least}")
-        for name in ("min_focus", "full_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("keep_floor", "focus_ratio", "sinks", "threshold_guard", "delay_sparse", "refresh_every"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be 0 or more")
+        if self.window is not None and self.window % 2 == 0:
+            raise ValueError(f"window={self.window} must be odd, or None for everything")
+        least = {"window": 1, "prompt_block": 1, "last_dense": 0, "suffix": 0, "min_focus": 1, "full_every": 1}
+        least |= dict.fromkeys(
+            ("keep_floor", "focus_ratio", "sinks", "threshold_guard", "delay_sparse", "refresh_every"), 0
+        )
+        for name, bound in least.items():
+            if (value := getattr(self, name)) is not None and value < bound:
+                raise ValueError(f"{name}={value} must be at least {bound}")
 
     def identity(self) -> Self:
         """Everything is computed and read: the tokens of vanilla decoding."""
         return replace(self, window=None, keep=1.0, suffix=None, min_prompt=0, full_every=1)
 
-    def resolve(self, config: Any, prompt: int) -> Pruning:
-        """The hyper-parameters with every default filled in for a model and a prompt of so many tokens.
+    def block_size(self, prompt: int) -> int:
+        """Tokens of a block of a prompt of so many tokens."""
+        return self.prompt_block or (64 if prompt >= LONG else 32)
+
+    def last_dense_layer(self, layers: int) -> int:
+        """Index of the last dense layer of a model of so many layers.
+
+        Raises:
+            ValueError: `last_dense` is not one of them.
+        """
+        last = max(0, round(0.25 * layers) - 1) if self.last_dense is None else self.last_dense
+        if last >= layers:
+            raise ValueError(f"last_dense={last}: the model has only layers 0 to {layers - 1}")
+        return last
+
+    def check(self, config: Any) -> None:
+        """Refuse models that the fields do not fit.
 
         Raises:
             ValueError: `last_dense` is not a layer of the model, or a Dream model with a window of 1.
         """
-        layers = config.num_hidden_layers
-        last = max(0, round(0.25 * layers) - 1) if self.last_dense is None else self.last_dense
-        if last >= layers:
-            raise ValueError(f"last_dense={last}: the model has only layers 0 to {layers - 1}")
-        if config.diffusion == "dream" and self.window == 1:
+        self.last_dense_layer(config.num_hidden_layers)
+        if masked_lm.logit_shift(config) and self.window == 1:
             raise ValueError("window=1: Dream's logits come from the position before, so the window must be 3 or more")
-        return Pruning(
-            window=self.window,
-            last_dense=last,
-            sinks=self.sinks,
-            block=self.prompt_block or (64 if prompt >= LONG else 32),
-            keep=self.keep,
-            floor=self.keep_floor,
-            min_focus=self.min_focus,
-            focus_ratio=self.focus_ratio,
-            aggregate=self.aggregate,
-            unit=self.units,
-            guard=self.threshold_guard,
-            delay_sparse=self.delay_sparse,
-            refresh_every=self.refresh_every,
-            suffix=self.suffix,
-            full_every=self.full_every,
+
+    def decoder(self, model: Any, state: State) -> TokenDecoder:
+        short = state.prompt < self.min_prompt
+        return CachedDecoder(model, state) if short else FocusDecoder(model, state, self)
+
+
+class FocusDecoder(CachedDecoder):
+    """Decoder of `FocusDLLM`: a refresh at each block, then only active positions against a pruned prompt."""
+
+    def __init__(self, model: Any, state: State, settings: FocusDLLM) -> None:
+        super().__init__(model, state)
+        self.settings, layers = settings, model.config.num_hidden_layers
+        self.last_dense = settings.last_dense_layer(layers)
+        self.sparse_layers = range(self.last_dense + 1, layers)
+        self.prompts = [self._pruned_prompt(row, pad) for row, pad in enumerate(state.pad.tolist())]
+        self.plans: dict[int, SparseAttention] = {}  # by sequence, the last one in which it had a focus
+        self.boost, self.since = 1, 0
+
+    def _pruned_prompt(self, row: int, pad: int) -> PrunedPrompt:
+        settings, prompt = self.settings, self.state.prompt - pad
+        block = settings.block_size(self.state.prompt)
+        return PrunedPrompt(
+            cache=self.cache,
+            row=row,
+            start=pad,
+            end=self.state.prompt,
+            block=block,
+            blocks=kept_blocks(prompt, block, settings.keep, settings.keep_floor),
+            sinks=min(settings.sinks, prompt),
+            aggregate=settings.aggregate,
+            units=settings.units,
         )
 
-    @classmethod
-    def fit(cls, model: Any, data: Any, **options: Any) -> FocusDLLM:
-        """Propose `last_dense` and `min_focus` for a model; see `fewstep_focus_dllm.fit.fit`."""
-        from .fit import fit
+    def first_step(self) -> BlockLogits:
+        self.boost, self.since = 1, 0
+        number = (self.state.block.start - self.state.prompt) // self.state.decoding.block_length
+        return self._refresh(partial=bool(number % self.settings.full_every and self.plans))
 
-        return fit(model, data, **options)
+    def later_step(self) -> BlockLogits:
+        self.since += 1
+        if self.settings.refresh_every and self.since % self.settings.refresh_every == 0:
+            return self._refresh()
+        state, suffix, (focus, active) = self.state, self.settings.suffix, self._active()
+        rows = padded([row.nonzero()[:, 0] for row in active], fill=state.length)
+        wanted = active if self.shift else None  # without a shift, rows are about themselves
+        if self.since <= self.settings.delay_sparse:
+            self.count(rows, state.length)
+            return self.partial_pass(rows, self.plan(rows), wanted)
+        in_focus = focus.gather(1, rows.clamp(max=state.length - 1)) & (rows < state.length)
+        end = state.length if suffix is None else min(state.length, state.block.end + suffix)
+        plan = SparseAttention(self.cache, self.allowed, rows, in_focus, self.prompts, self.last_dense, end)
+        logits = self.partial_pass(rows, plan, wanted)
+        # a sequence that waits for the others has no focus: what it read when it last had one counts
+        self.plans |= {row: plan for row, focus in enumerate(plan.focus) if len(focus)}
+        read, dense = [int(keys) for keys in plan.keys_read], self.last_dense + 1
+        self.count(rows, (dense * state.length + sum(read)) / (dense + len(read)))
+        if read:
+            state.stats.kept.append(sum(read) / len(read) - (end - state.prompt))
+        return logits
 
-    def decoder(self, model: Any, state: State) -> Decoder:
-        if state.prompt < self.min_prompt:
-            return Caching(model, state)
-        return Focus(model, state, self.resolve(model.config, state.prompt))
+    def _active(self) -> tuple[Bool[Tensor, "b n"], Bool[Tensor, "b n"]]:
+        """Focus and active positions.
 
-    def apply(self, model: Any) -> Applied:
-        """Let ``model.generate`` decode by diffusion, as `fewstep_focus_dllm.generate` does; same arguments."""
-        masked_lm.check(model)
-        self.resolve(model.config, LONG)
-        return super().apply(model)
+        In focus are the masked positions with the highest confidence of the step before; their number is ours:
+
+            kf = max(kf_min, ceil(alpha n_t))
+        """
+        state, settings = self.state, self.settings
+        counts = [self.boost * max(settings.min_focus, ceil(settings.focus_ratio * int(n))) for n in state.counts()]
+        masked, self.past = state.masked(), state.confidence
+        self.predicted = top_confidence(state.confidence, masked, torch.tensor(counts, device=masked.device))
+        focus = F.pad(self.predicted, (state.block.start, state.length - state.block.end))
+        active = widen(focus, settings.window)
+        return focus, active if self.allowed is None else active & self.allowed
+
+    def after_step(self, unmasked: Bool[Tensor, "b l"]) -> None:
+        if self.since == 0:
+            return
+        state, guard = self.state, self.settings.threshold_guard
+        state.stats.unmasked += int(unmasked.sum())
+        state.stats.predicted += int((unmasked & self.predicted).sum())
+        if guard and unmasked.any():
+            fell = state.confidence[unmasked] < guard * self.past[unmasked]
+            self.boost = 2 * self.boost if fell.any() else 1
+
+    def _refresh(self, *, partial: bool = False) -> BlockLogits:
+        logits = self._response_pass() if partial else self.full_pass(self.plan())
+        for prompt in self.prompts:
+            prompt.renew(self.sparse_layers)
+        return logits
+
+    def _response_pass(self) -> BlockLogits:
+        """Compute the response, the token before it, and the prompt that most sparse layers read last; ours."""
+        state = self.state
+        chosen = torch.zeros_like(state.tokens, dtype=torch.bool)
+        for row, prompt in enumerate(self.prompts):
+            if row in self.plans:
+                chosen[row, self.plans[row].most_read(row)] = True
+            else:
+                chosen[row, prompt.start :] = True  # that one has not had a focus yet
+        chosen[:, state.prompt - 1 : state.length] = True
+        rows = padded([row.nonzero()[:, 0] for row in chosen], fill=state.length)
+        state.stats.partial_rows.append(rows.shape[1])
+        return self.partial_pass(rows, self.plan(rows))

@@ -2,12 +2,17 @@
 
 from fewstep.cards import Card, hookimpl
 
+_INPUTS = "fewstep_focus_dllm.generation:DiffusionInputs"
 _FAMILIES = ("LlamaForCausalLM (LLaDA)", "Qwen2ForCausalLM (Dream)")
+
+
+def _baseline(cls: str, name: str, paper: str, summary: str) -> Card:
+    target = f"fewstep_focus_dllm.baselines:{cls}"
+    return Card(name=name, summary=summary, target=target, paper=paper, models=_FAMILIES, run=_INPUTS, role="baseline")
 
 
 @hookimpl
 def fewstep_methods():
-    ask = "fewstep_focus_dllm.ask:Ask"
     return [
         Card(
             name="focus-dllm",
@@ -15,45 +20,27 @@ def fewstep_methods():
             target="fewstep_focus_dllm.method:FocusDLLM",
             paper="2602.02159",
             models=_FAMILIES,
-            run=ask,
+            run=_INPUTS,
             fit="fewstep_focus_dllm.fit:Probe",
-            show="fewstep_focus_dllm.describe:describe",
+            show="fewstep_focus_dllm.cost:describe",
         ),
-        Card(
-            name="fast-dllm",
-            summary="block-wise key-value cache of a diffusion LM, prefix or dual",
-            target="fewstep_focus_dllm.peers:FastDLLM",
-            paper="2505.22618",
-            models=_FAMILIES,
-            run=ask,
-            role="baseline",
+        _baseline(
+            "FastDLLM", "fast-dllm", "2505.22618", "block-wise key-value cache of a diffusion LM, prefix or dual"
         ),
-        Card(
-            name="fast-dllm-published",
-            summary="the dual cache with un-rotated keys, all rotated at each step, as published",
-            target="fewstep_focus_dllm.peers:FastDLLMPublished",
-            paper="2505.22618",
-            models=_FAMILIES,
-            run=ask,
-            role="baseline",
+        _baseline(
+            "FastDLLMPublished",
+            "fast-dllm-published",
+            "2505.22618",
+            "the dual cache with un-rotated keys, all rotated at each step, as published",
         ),
-        Card(
-            name="sparse-dllm",
-            summary="evict cached tokens that a block does not need, once a block",
-            target="fewstep_focus_dllm.peers:SparseDLLM",
-            paper="2508.02558",
-            models=_FAMILIES,
-            run=ask,
-            role="baseline",
+        _baseline(
+            "SparseDLLM", "sparse-dllm", "2508.02558", "evict cached tokens that a block does not need, once a block"
         ),
-        Card(
-            name="vanilla",
-            summary="diffusion decoding as LLaDA published it: everything, and logits of all rows, at each step",
-            target="fewstep_focus_dllm.peers:Vanilla",
-            paper="2502.09992",
-            models=_FAMILIES,
-            run=ask,
-            role="baseline",
+        _baseline(
+            "Vanilla",
+            "vanilla",
+            "2502.09992",
+            "diffusion decoding as LLaDA published it: everything, and logits of all rows, at each step",
         ),
     ]
 

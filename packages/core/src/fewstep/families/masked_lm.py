@@ -36,7 +36,7 @@ LLADA_IS = {
     "scale_logits": False,
     "rope_scaling": None,
 }
-"""What makes a LLaDA a Llama; a checkpoint that says otherwise is refused. Null means the same as false."""
+"""Settings that make a LLaDA a Llama; a checkpoint with others is refused. Null means the same as false."""
 
 _DREAM_SAME = (
     "vocab_size",
@@ -50,13 +50,14 @@ _DREAM_SAME = (
 )
 
 
-def stock_config(config: Mapping[str, Any]) -> Any:
-    """The ``LlamaConfig`` or ``Qwen2Config`` of a LLaDA or Dream ``config.json``.
+def stock_config(config: Any) -> Any:
+    """The ``LlamaConfig`` or ``Qwen2Config`` of a LLaDA or Dream ``config.json``, a mapping or a configuration object.
 
     Raises:
         BadFileError: a size is missing.
         UnsupportedModelError: the architecture is another one (other norms, biases, experts, scaled positions).
     """
+    config = config if isinstance(config, Mapping) else config.to_dict()
     if config.get("model_type") not in DIFFUSION:
         raise UnsupportedModelError(
             f"{config.get('model_type')!r} is no masked diffusion model: LLaDA or Dream is needed"
@@ -71,7 +72,7 @@ def stock_config(config: Mapping[str, Any]) -> Any:
     return made
 
 
-def from_config(config: Mapping[str, Any]) -> Any:
+def from_config(config: Any) -> Any:
     """The model of a LLaDA or Dream ``config.json`` on the meta device, without weights; raises as `stock_config`."""
     import torch
 
@@ -97,8 +98,8 @@ def _llama(config: Mapping[str, Any]) -> Any:
     from transformers import LlamaConfig
 
     for name, value in LLADA_IS.items():
-        if (found := config.get(name, value)) != value and (found or value):
-            raise UnsupportedModelError(f"a LLaDA with {name} = {found!r} is not supported, only {value!r}")
+        if (given := config.get(name, value)) != value and (given or value):
+            raise UnsupportedModelError(f"a LLaDA with {name} = {given!r} is not supported, only {value!r}")
     heads = config["n_heads"]
     kv_heads = config.get("n_kv_heads") or (1 if config.get("multi_query_attention") else heads)
     return LlamaConfig(
@@ -159,6 +160,41 @@ def check(model: Any) -> Any:
 def logit_shift(config: Any) -> int:
     """Positions between a logit and the token it is about: 1 for Dream, whose row ``p - 1`` predicts ``p``, else 0."""
     return int(config.diffusion == "dream")
+
+
+def end_tokens(config: Any) -> tuple[int, ...]:
+    """End-of-sequence tokens of a stock configuration, which may name none, one or several."""
+    eos = config.eos_token_id
+    return () if eos is None else tuple(eos) if isinstance(eos, list | tuple) else (eos,)
+
+
+def check_length(model: Any, prompt: int, response: int) -> None:
+    """Refuse a prompt and a response, in tokens, that the model has no positions for.
+
+    Raises:
+        ValueError: they are too long, or the prompt is empty.
+    """
+    if prompt == 0:
+        raise ValueError("the prompt is empty: a diffusion language model needs at least one token before its response")
+    positions = model.config.max_position_embeddings
+    if prompt + response > positions:
+        raise ValueError(
+            f"{prompt} prompt and {response} response tokens need {prompt + response} positions, but the model has "
+            f"{positions}; shorten the prompt or the response"
+        )
+
+
+def describe(config: Any) -> list[tuple[str, str]]:
+    """Lines of name and finding about the model of a LLaDA or Dream ``config.json``; raises as `stock_config`."""
+    stock = stock_config(config)
+    sizes = [weight.numel() for weight in from_config(config).parameters()]
+    count, memory = sum(sizes) / 1e9, 2 * sum(sizes) / 2**30
+    return [
+        ("family", f"{stock.diffusion}, as {stock.architectures[0]} with attention both ways"),
+        ("weights", f"{count:.2f} G parameters in {len(sizes)} tensors, {memory:.2f} GiB in bfloat16"),
+        ("layers", f"{stock.num_hidden_layers}"),
+        ("positions", f"{stock.max_position_embeddings:,}"),
+    ]
 
 
 def full_pass_flops(sizes: TransformerSizes, tokens: int, rows: int) -> float:

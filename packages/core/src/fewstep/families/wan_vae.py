@@ -15,12 +15,10 @@ from typing import Any, Literal
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
+from ..data.video import Clip
 from ..errors import UnsupportedModelError
-
-Clip = Float[Tensor, "b c f h w"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +46,8 @@ def check(model: Any) -> Any:
     vae = getattr(model, "vae", model)
     if type(vae).__name__ != "AutoencoderKLWan" or not isinstance(vae, nn.Module):
         kind = type(model).__name__
-        found = kind if vae is model else f"{kind} with {type(vae).__name__} as its VAE"
-        raise UnsupportedModelError(f"{found} is no AutoencoderKLWan and no pipeline with one")
+        described = kind if vae is model else f"{kind} with {type(vae).__name__} as its VAE"
+        raise UnsupportedModelError(f"{described} is no AutoencoderKLWan and no pipeline with one")
     return vae
 
 

@@ -143,6 +143,26 @@ def _timed(decoder: nn.Module, latents: Tensor, stages: Mapping[nn.Module, str])
     return seconds
 
 
+def compared(before: Mapping[str, StageCost], after: Mapping[str, StageCost]) -> dict[str, str]:
+    """Costs of a decoder and of what takes its place, in words, by stage."""
+    return {
+        stage: f"{cost.parameters:,} -> {after[stage].parameters:,} parameters, "
+        f"{cost.macs / 1e9:,.1f} -> {after[stage].macs / 1e9:,.1f} GMAC"
+        for stage, cost in before.items()
+    }
+
+
+def timed(before: nn.Module, after: nn.Module, latents: Tensor) -> dict[str, str]:
+    """Milliseconds of a decoder and of what takes its place, in words, by stage."""
+    (spent, causal), (less, _) = (stage_seconds(decoder, latents) for decoder in (before, after))
+    shares = {stage: min(1.0, causal.get(stage, 0.0) / seconds) for stage, seconds in spent.items()}
+    return {
+        stage: f"{1e3 * seconds:.1f} -> {1e3 * less[stage]:.1f} ms"
+        + (f" ({shares[stage]:.0%} of it causal convolutions)" if shares[stage] else "")
+        for stage, seconds in spent.items()
+    }
+
+
 def describe(config: Any, folder: Path) -> list[tuple[str, str]]:
     """Lines for ``fewstep show``: factors, and parameters and multiplications of the decoder by stage.
 

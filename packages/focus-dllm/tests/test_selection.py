@@ -1,32 +1,72 @@
-"""The card's test 6 (brute force), 7 (window example) and 8 (sink score)."""
+"""Unmasking, windows, blocks and sinks, by hand and against brute force."""
 
 import math
 import random
 
 import pytest
 import torch
-from fewstep_focus_dllm.attend import attend, attend_and_weigh
-from fewstep_focus_dllm.select import (
+from fewstep_focus_dllm.decoders import attend
+from fewstep_focus_dllm.selection import (
     block_relevance,
-    budget,
+    block_summaries,
+    choose,
+    confidence,
+    kept_blocks,
     prompt_tokens,
-    representatives,
-    top_blocks,
-    top_sinks,
+    propose,
+    top,
+    top_confidence,
     widen,
 )
-from fewstep_focus_dllm.unmask import surest
+from fewstep_focus_dllm.sparse import attend_and_weigh
+
+LOGITS = torch.tensor([[[2.0, 1.0, -torch.inf], [0.0, 0.0, 0.0]]])
+
+
+def test_greedy_token_and_its_probability():
+    token, sure = propose(LOGITS, temperature=0.0, remasking="low_confidence", generator=None)
+    assert token[0, 0] == 0 and sure.dtype == torch.float64
+    assert sure[0].tolist() == pytest.approx([0.731059, 1 / 3], abs=1e-6)
+
+
+def test_margin_and_entropy_are_higher_where_the_model_is_surer():
+    token = torch.zeros(1, 2, dtype=torch.long)
+    assert confidence(LOGITS, token, "margin")[0].tolist() == pytest.approx([0.731059 - 0.268941, 0.0], abs=1e-6)
+    entropy = confidence(LOGITS, token, "entropy")[0]
+    assert entropy[0] > entropy[1] and entropy[1].item() == pytest.approx(-1.098612, abs=1e-6)
+
+
+def test_gumbel_samples_follow_the_distribution():
+    logits = torch.log(torch.tensor([0.7, 0.2, 0.1])).expand(1, 20_000, 3)
+    token, _ = propose(logits, temperature=1.0, remasking="low_confidence", generator=torch.Generator().manual_seed(0))
+    assert token[0].bincount().div(20_000).tolist() == pytest.approx([0.7, 0.2, 0.1], abs=0.012)
+
+
+def test_equal_confidences_go_to_the_lower_index():
+    valid = torch.tensor([[True, False, True, True]])
+    assert top_confidence(torch.ones(1, 4), valid, torch.tensor([2])).tolist() == [[True, False, True, False]]
+
+
+def test_a_count_beyond_what_is_valid():
+    valid = torch.tensor([[False, True]])
+    assert choose(torch.ones(1, 2), valid, torch.tensor([5])).tolist() == [[False, True]]
+
+
+def test_a_threshold_takes_all_that_reach_it_and_at_least_one():
+    sure = torch.tensor([[0.95, 0.2, 0.91], [0.3, 0.4, 0.1], [0.99, 0.99, 0.99]])
+    chosen = choose(sure, torch.ones(3, 3, dtype=torch.bool), torch.tensor([1, 1, 0]), threshold=0.9)
+    assert chosen.tolist() == [[True, False, True], [False, True, False], [False, False, False]]
 
 
 def mask_of(positions, length):
-    found = torch.zeros(1, length, dtype=torch.bool)
-    found[0, list(positions)] = True
-    return found
+    mask = torch.zeros(1, length, dtype=torch.bool)
+    mask[0, list(positions)] = True
+    return mask
 
 
-def test_the_window_example_of_the_card():
-    confidence = torch.tensor([[0.6, 0.1, 0.5, 0.2]])  # of positions 4, 5, 8, 9; block 4..9, prompt 0..3
-    first = surest(confidence, torch.ones(1, 4, dtype=torch.bool), torch.tensor([2]))
+def test_a_window_across_decoded_prompt_and_next_block():
+    past = torch.tensor([[0.6, 0.1, 0.5, 0.2]])  # of positions 4, 5, 8, 9; block 4..9, prompt 0..3
+    first = top_confidence(past, torch.ones(1, 4, dtype=torch.bool), torch.tensor([2]))
     focus = [p for p, chosen in zip((4, 5, 8, 9), first[0].tolist(), strict=True) if chosen]
     assert focus == [4, 8]
     assert widen(mask_of(focus, 16), 3)[0].nonzero()[:, 0].tolist() == [3, 4, 5, 7, 8, 9]
@@ -43,12 +83,12 @@ def test_no_window_activates_everything_but_where_nothing_is_in_focus():
     assert widen(focus, None).tolist() == [[True] * 6, [False] * 6]
 
 
-def test_sink_score_of_the_card():
+def test_sink_score_by_hand():
     query, one = torch.tensor([[[[1.0]]]]), torch.ones(1, 1)
     keys = torch.tensor([4.0, 0.0, 0.0, 2.0]).view(1, 1, 4, 1)
     mass = attend_and_weigh(query, keys, keys, None, 1.0, one)[1][0]
     assert mass.tolist() == pytest.approx([0.8533, 0.0156, 0.0156, 0.1155], abs=1e-4)
-    assert sorted(top_sinks(mass, 2).tolist()) == [0, 3]
+    assert sorted(top(mass, 2).tolist()) == [0, 3]
     allowed = torch.tensor([[False, True, True, False]])
     assert attend_and_weigh(query, keys, keys, allowed, 1.0, one)[1].tolist() == [[0, 0.5, 0.5, 0]]
 
@@ -72,8 +112,8 @@ def test_sinks_survive_when_hardly_a_block_is_kept():
     ("prompt", "block", "keep", "floor", "blocks"),
     [(640, 64, 0.1, 0, 1), (640, 64, 0.11, 0, 2), (640, 64, 0.1, 300, 5), (640, 64, 1.0, 0, 10), (50, 64, 0.1, 9, 0)],
 )
-def test_budget_in_whole_blocks(prompt, block, keep, floor, blocks):
-    assert budget(prompt, block, keep, floor) == blocks
+def test_kept_blocks_are_whole(prompt, block, keep, floor, blocks):
+    assert kept_blocks(prompt, block, keep, floor) == blocks
 
 
 def brute_relevance(query, keys, block, unit, aggregate):
@@ -113,13 +153,14 @@ def test_selection_equals_brute_force_on_random_cases():
         aggregate, unit = chance.choice(["softmax", "mean", "max"]), chance.choice([False, block % 8 == 0])
         query = torch.randn(groups * repeat, chance.randint(1, 4), dim, generator=generator)
         keys = torch.randn(groups, prompt, dim, generator=generator)
-        units = -(-block // 8) if unit else 1
-        found = block_relevance(query, representatives(keys, block=block, unit=unit), aggregate=aggregate, units=units)
+        per_block = -(-block // 8) if unit else 1
+        summaries = block_summaries(keys, block=block, units=unit)
+        relevance = block_relevance(query, summaries, aggregate=aggregate, per_block=per_block)
         wanted = brute_relevance(query, keys, block, unit, aggregate)
-        assert found.tolist() == pytest.approx(wanted, abs=1e-5)
+        assert relevance.tolist() == pytest.approx(wanted, abs=1e-5)
         count = chance.randint(0, len(wanted))
-        order = sorted(range(len(wanted)), key=lambda j: (-float(found[j]), j))[:count]
-        selected = top_blocks(found, count)
+        order = sorted(range(len(wanted)), key=lambda j: (-float(relevance[j]), j))[:count]
+        selected = top(relevance, count)
         assert selected.tolist() == order
         sinks = torch.randperm(prompt, generator=generator)[: chance.randint(0, prompt)]
         tail = range(prompt // block * block, prompt)

@@ -1,15 +1,14 @@
-"""The FLOP model against the card's table, and against what a decoder really does (the card's test 14)."""
+"""The FLOP model against figures computed by hand, and against what a decoder really does."""
 
 import pytest
 import torch
 from fewstep.families.masked_lm import cached_pass_flops, full_pass_flops
 from fewstep.families.sizes import TransformerSizes
 from fewstep_focus_dllm import FastDLLM, FocusDLLM
-from fewstep_focus_dllm.flops import cost, read_tokens
-from fewstep_focus_dllm.focused import Focused
-from fewstep_focus_dllm.method import generation
+from fewstep_focus_dllm.cost import read_tokens, response_flops
+from fewstep_focus_dllm.generation import current_generate
+from fewstep_focus_dllm.sparse import SparseAttention
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import LlamaConfig
 
 LLADA = TransformerSizes(
     layers=32, width=4096, heads=32, kv_heads=32, head_dim=128, feed_forward=12288, vocabulary=126464
@@ -18,12 +17,6 @@ DREAM = TransformerSizes(
     layers=28, width=3584, heads=28, kv_heads=4, head_dim=128, feed_forward=18944, vocabulary=152064
 )
 SMALL = TransformerSizes(layers=8, width=256, heads=4, kv_heads=2, head_dim=64, feed_forward=768, vocabulary=4096)
-
-
-def pruning(last_dense):
-    config = LlamaConfig(num_hidden_layers=32)
-    config.diffusion = "llada"
-    return FocusDLLM(keep_floor=0, prompt_block=64, last_dense=last_dense).resolve(config, 8192)
 
 
 @pytest.mark.parametrize(
@@ -38,17 +31,16 @@ def pruning(last_dense):
         (SMALL, 1, 64, 32768, 31.3, 32.1, 6.3),
     ],
 )
-def test_the_ratios_of_the_card(sizes, last_dense, length, prompt, fast, focus, step):
-    found = cost(sizes, pruning(last_dense), prompt=prompt, length=length, block=32)
-    everywhere = length * full_pass_flops(
-        sizes, prompt + length, prompt + length
-    )  # the card's vanilla has logits of all rows
-    assert everywhere / found.fast == pytest.approx(fast, rel=0.01)
-    assert everywhere / found.focus == pytest.approx(focus, rel=0.01)
-    assert found.fast_step / found.focus_step == pytest.approx(step, rel=0.02)
+def test_ratios_of_operations(sizes, last_dense, length, prompt, fast, focus, step):
+    method = FocusDLLM(keep_floor=0, prompt_block=64, last_dense=last_dense)
+    flops = response_flops(sizes, method, prompt=prompt, length=length, block=32)
+    published = length * full_pass_flops(sizes, prompt + length, prompt + length)  # has logits of all rows
+    assert published / flops["fast"] == pytest.approx(fast, rel=0.01)
+    assert published / flops["focus"] == pytest.approx(focus, rel=0.01)
+    assert flops["fast_step"] / flops["focus_step"] == pytest.approx(step, rel=0.02)
 
 
-def test_bytes_of_keys_and_values_of_the_card():
+def test_bytes_of_keys_and_values():
     assert LLADA.kv_bytes(32768 + 256, 2) / 2**30 == pytest.approx(16.1, abs=0.05)
     assert DREAM.kv_bytes(32768 + 256, 2) / 2**30 == pytest.approx(1.76, abs=0.01)
 
@@ -68,27 +60,27 @@ def test_what_a_decoder_does_is_what_the_model_says(llada, prompt, decoding, foc
     applied = focus() if method == "focus" else FastDLLM()
     ids, sizes = prompt(160), TransformerSizes.of(llada.config)
     with applied.apply(llada), watched() as seen, counting() as counter:
-        generation(llada)(ids, decoding=decoding)
+        current_generate(llada)(ids, decoding=decoding)
     expected = 2 * full_pass_flops(sizes, 176, 8)
-    for _, answers, plan in seen[1:]:
-        if isinstance(plan, Focused):
-            settings = applied.resolve(llada.config, 160)
-            rows, logits = plan.positions.shape[1], answers.logits.shape[1]
-            assert max(plan.read()) <= read_tokens(176, 160, settings)
-            read = sum(plan.read())
-            width = sizes.heads * sizes.head_dim
-            expected += 4 * sizes.linear * rows + 4 * rows * width * (2 * 176 + read)
-            expected += 2 * 2 * len(plan.focus[0]) * width * (160 // 8) + sizes.logits(logits)
-        elif method == "fast" and hasattr(plan, "positions"):
-            expected += cached_pass_flops(sizes, 8, 176) - sizes.logits(8 - answers.logits.shape[1])
-    masks = 8 + 8  # of the two first steps of a block
-    assert sum(a.logits.shape[1] for _, a, p in seen if not hasattr(p, "positions")) == masks
+    cached = [p for p in seen if p.rows is not None]
+    for _, about, plan, rows in cached:
+        computed, logits = rows.shape[1], about.logits.shape[1]
+        expected += sizes.logits(logits)
+        if method == "fast":
+            expected += cached_pass_flops(sizes, computed, 176) - sizes.logits(computed)
+            continue
+        assert isinstance(plan, SparseAttention) and max(plan.keys_read) <= read_tokens(applied, 176, 160)
+        width = sizes.heads * sizes.head_dim
+        expected += 4 * sizes.linear * computed + 4 * computed * width * (2 * 176 + sum(plan.keys_read))
+        expected += 2 * 2 * len(plan.focus[0]) * width * (160 // 8)
+    assert len(cached) == 14
+    assert sum(p.about.logits.shape[1] for p in seen if p.rows is None) == 8 + 8  # first steps of two blocks
     assert counter.get_total_flops() == pytest.approx(expected, rel=0.01)
 
 
 def test_rows_and_kept_tokens_are_counted(llada, prompt, decoding, focus):
     with focus().apply(llada):
-        stats = generation(llada)(prompt(), decoding=decoding).stats
+        stats = current_generate(llada)(prompt(), decoding=decoding).stats
     assert stats.refreshes == len(stats.refresh_seconds) == 2
     assert len(stats.rows) == len(stats.kept) == len(stats.step_seconds) == 14
     assert max(stats.rows) <= 3 * 2 and min(stats.rows) >= 1
