@@ -28,7 +28,7 @@ def test_the_exact_decoder_is_on_the_weights_of_the_vae(vae, teacher, latents):
 @torch.no_grad()
 def test_any_chunks_give_the_whole_clip(which, chunks, latents, request):
     decoder = request.getfixturevalue(which)
-    stream = ClipStream(decoder)
+    stream = ClipStream(lambda _: decoder)
     parts = [stream.push(part) for part in latents.split(list(chunks), 2)]
     assert [part.shape[2] for part in parts] == [2 * n - (i == 0) for i, n in enumerate(chunks)]
     torch.testing.assert_close(torch.cat(parts, 2), decoder(latents).clamp(-1, 1), rtol=1e-5, atol=1e-5)
@@ -37,7 +37,7 @@ def test_any_chunks_give_the_whole_clip(which, chunks, latents, request):
 @torch.no_grad()
 def test_a_long_stream_never_starts_anew_and_remembers_no_more(student):
     latents = torch.randn(1, 4, 105, 2, 2, generator=torch.Generator().manual_seed(0))
-    stream, sizes, parts = ClipStream(student), [], []
+    stream, sizes, parts = ClipStream(lambda _: student), [], []
     for part in latents.split(1, 2):
         parts.append(stream.push(part))
         sizes.append(sum(kept.numel() for kept in stream.memory.values()))
@@ -50,7 +50,7 @@ def test_a_long_stream_never_starts_anew_and_remembers_no_more(student):
 @torch.no_grad()
 def test_streams_do_not_mix(student, latents):
     other = latents.flip(2)
-    one, two = ClipStream(student), ClipStream(student)
+    one, two = ClipStream(lambda _: student), ClipStream(lambda _: student)
     pairs = [(one.push(a), two.push(b)) for a, b in zip(latents.split(1, 2), other.split(1, 2), strict=True)]
     for n, clip in enumerate((latents, other)):
         whole = torch.cat([pair[n] for pair in pairs], 2)
@@ -58,7 +58,7 @@ def test_streams_do_not_mix(student, latents):
 
 
 def test_a_stream_says_what_is_wrong(student, latents):
-    stream = ClipStream(student)
+    stream = ClipStream(lambda _: student)
     with pytest.raises(ValueError, match=r"latents \[b, 4"):
         stream.push(latents[:, :3])
     with pytest.raises(ValueError, match="at least one frame"):

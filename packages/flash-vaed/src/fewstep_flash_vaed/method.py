@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self, get_args
+from weakref import WeakKeyDictionary
 
 import torch
 from einops import rearrange
@@ -17,13 +20,15 @@ from fewstep.errors import UnsupportedModelError
 from fewstep.families import wan_vae
 from fewstep.families.wan_vae import Clip
 from fewstep.method import Method
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import weights as weight_files
 from .decoder import WanDecoder, decoder_shape, exact_decoder
 from .layers import Memory, Operator
 
 SEAM = "vae-decoder"
+DecoderFor = Callable[[Tensor], WanDecoder]
+"""Gives the decoder at its newest: on the device and in the dtype of these latents, with the VAE's present weights."""
 
 
 class ClipStream:
@@ -36,8 +41,8 @@ class ClipStream:
         stream.close()
     """
 
-    def __init__(self, decoder: WanDecoder) -> None:
-        self.decoder = decoder
+    def __init__(self, decoder_for: DecoderFor) -> None:
+        self.decoder_for = decoder_for
         self.memory: Memory = {}
         self.shape: tuple[int, ...] | None = None
         self.closed = False
@@ -54,7 +59,7 @@ class ClipStream:
         shape = (latents.shape[0], *latents.shape[3:])
         if self.shape not in (None, shape):
             raise ValueError(f"this stream decodes latents [b, z, t, h, w] with b, h, w = {self.shape}, found {shape}")
-        frames = self.decoder(latents, self.memory).clamp(-1, 1)
+        frames = self.decoder_for(latents)(latents, self.memory).clamp(-1, 1)
         self.shape = shape
         return frames
 
@@ -67,20 +72,61 @@ class ClipStream:
 class DecodingApplied(Applied):
     """Undo stack of both methods here; starts streams while it is applied."""
 
-    decoder: WanDecoder
-    """The decoder that is at work."""
+    decoder_for: DecoderFor
 
     def stream(self) -> ClipStream:
         """Start a stream of one clip; streams do not know of each other."""
-        return ClipStream(self.decoder)
+        return ClipStream(self.decoder_for)
 
-    def redirect(self, vae: Any, decoder: WanDecoder, chunk: int) -> DecodingApplied:
-        """Let `vae` decode with `decoder`, `chunk` latents at once (0: all), and hand the stack to the caller."""
+    def redirect(self, vae: Any, decoder_for: DecoderFor, chunk: int) -> DecodingApplied:
+        """Let `vae` decode with this decoder, `chunk` latents at once (0: all), and hand the stack to the caller."""
         for name in ("_decode", "tiled_decode"):
-            self.set(vae, name, partial(_decode_whole, name, vae, decoder, chunk))
+            self.set(vae, name, partial(_decode_whole, name, vae, decoder_for, chunk))
         applied = self.pop_all()
-        applied.decoder = decoder
+        applied.decoder_for = decoder_for
         return applied
+
+
+class SharedDecoder:
+    """The exact decoder on a VAE's own weights, made anew when they are other tensors than before."""
+
+    def __init__(self, vae: Any) -> None:
+        self.vae, self.known = vae, (self._weights(vae), exact_decoder(vae))
+
+    def __call__(self, latents: Tensor) -> WanDecoder:
+        """Return the decoder; moves, casts and loaded state dicts of the VAE have reached it."""
+        weights, (seen, decoder) = self._weights(self.vae), self.known
+        if len(weights) != len(seen) or any(a is not b for a, b in zip(weights, seen, strict=True)):
+            decoder = exact_decoder(self.vae)
+            self.known = weights, decoder
+        return decoder
+
+    @staticmethod
+    def _weights(vae: Any) -> list[Tensor]:
+        return [*vae.post_quant_conv.parameters(), *vae.decoder.parameters()]
+
+
+class StudentDecoder:
+    """A student beside the VAE, whose state dict and files stay its own; a copy goes where latents come from."""
+
+    def __init__(self, student: WanDecoder) -> None:
+        self.student = self.latest = student.eval().requires_grad_(False)
+
+    def __call__(self, latents: Tensor) -> WanDecoder:
+        """Return the student on the device and in the dtype of `latents`."""
+        decoder = self.latest
+        weight = next(decoder.parameters())
+        if (weight.device, weight.dtype) != (latents.device, latents.dtype):
+            decoder = self.latest = copy.deepcopy(self.student).to(latents.device, latents.dtype)
+        return decoder
+
+
+_students: WeakKeyDictionary[Any, WanDecoder] = WeakKeyDictionary()
+
+
+def student_of(vae: Any) -> WanDecoder | None:
+    """The student that decodes in the place of this VAE's own decoder, if one is applied."""
+    return _students.get(vae)
 
 
 class _WholeClip:
@@ -117,9 +163,9 @@ class _WholeClip:
         return torch.cat([self.whole(part, memory) for part in latents.split(self.chunk, 2)], 2)
 
 
-def _decode_whole(name: str, vae: Any, decoder: WanDecoder, chunk: int, z: Clip, return_dict: bool = True) -> Any:
+def _decode_whole(name: str, vae: Any, decoder_for: DecoderFor, chunk: int, z: Clip, return_dict: bool = True) -> Any:
     """Take the place of ``vae._decode`` and ``vae.tiled_decode``, here `name`."""
-    clip = _WholeClip(vae, decoder, chunk, z.shape[1])
+    clip = _WholeClip(vae, decoder_for(z), chunk, z.shape[1])
     return getattr(type(vae), name)(clip, rearrange(z, "b z t h w -> b (z t) 1 h w"), return_dict)
 
 
@@ -157,10 +203,14 @@ class ExactDecode(Method):
             SeamConflictError: its decoder is replaced already.
         """
         vae = wan_vae.check(model)
+        if any(weight.is_meta for weight in vae.decoder.parameters()):
+            raise UnsupportedModelError(
+                f"the weights of this {type(vae).__name__} are offloaded layer by layer, and {self.name} reads them "
+                "past the hooks that fetch them: remove the offloading, or move the VAE as a whole"
+            )
         with DecodingApplied() as undo:
             undo.occupy(vae, self)
-            # on the very same weights, so that moves and casts of the VAE reach them
-            return undo.redirect(vae, exact_decoder(vae), self.chunk)
+            return undo.redirect(vae, SharedDecoder(vae), self.chunk)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,15 +288,9 @@ class FlashVAED(Method):
         student = self.student(vae.config)
         with DecodingApplied() as undo:
             undo.occupy(vae, self)
-            undo.callback(_put_back, vae, vae.decoder)
-            # in the place of the decoder, so that moves and casts of the VAE reach it
-            vae.decoder = student.to(vae.device, vae.dtype).eval().requires_grad_(False)
-            return undo.redirect(vae, student, 0)
-
-
-def _put_back(vae: Any, teacher: nn.Module) -> None:
-    weight = next(vae.quant_conv.parameters())  # the VAE may have been moved or cast meanwhile
-    vae.decoder = teacher.to(weight.device, weight.dtype)
+            undo.callback(_students.pop, vae)
+            _students[vae] = student
+            return undo.redirect(vae, StudentDecoder(student), 0)
 
 
 def save_student(student: WanDecoder, folder: Path, teacher: str) -> FlashVAED:

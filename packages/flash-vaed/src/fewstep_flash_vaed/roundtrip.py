@@ -19,10 +19,9 @@ from fewstep.families import wan_vae, wan_vae_cost
 from fewstep.families.wan_vae import Clip
 from torch import Tensor
 
-from .decoder import WanDecoder
 from .distil import Perceptual
 from .fit import student_costs
-from .method import DecodingApplied, ExactDecode
+from .method import DecodingApplied, ExactDecode, student_of
 
 CHUNK = 2
 """Latent frames that `RoundTrip` decodes at once, so that long videos fit."""
@@ -204,8 +203,8 @@ def _middle(x: Tensor, tall: int, wide: int) -> Tensor:
 
 def _counts(vae: Any, sizes: list[tuple[int, int, int]]) -> dict[str, float]:
     """Weights of the decoder that is at work, and multiplications of a direct computation."""
-    if isinstance(vae.decoder, WanDecoder):
-        totals = [student_costs(vae.config, vae.decoder.shape, size)["total"] for size in sizes]
+    if student := student_of(vae):
+        totals = [student_costs(vae.config, student.shape, size)["total"] for size in sizes]
     else:
         totals = [wan_vae_cost.decoder_costs(vae.config, *size)["total"] for size in sizes]
     return {"parameters": totals[0].parameters, "gmacs": sum(total.macs for total in totals) / 1e9}
