@@ -3,12 +3,12 @@
 import pytest
 import torch
 from fewstep.flow import ScoreTime
-from fewstep_sgmd.loss import match_weights
+from fewstep_sgmd.loss import loss_weights
 
 
 def test_t4_weight_statistics():
     sigma = ScoreTime().levels
-    weight, _ = match_weights(sigma, torch.ones_like(sigma), "paper")
+    weight, _ = loss_weights(sigma, torch.ones_like(sigma), "paper")
     assert weight.min().item() == pytest.approx(4.3366e-4, rel=2e-5)
     assert weight.max().item() == pytest.approx(6.0025e6, rel=2e-5)
     assert (weight.sort().values[-10:].sum() / weight.sum()).item() == pytest.approx(0.9813, abs=1e-4)
