@@ -9,6 +9,7 @@ from fewstep.contract import Loaded
 from fewstep.errors import FewstepError
 from fewstep_flash_vaed.ablations import ClipDistilling, ClipPruning
 from fewstep_flash_vaed.decoder import exact_decoder
+from fewstep_flash_vaed.method import save_student
 
 from .conftest import make_vae
 
@@ -33,7 +34,7 @@ def test_every_way_of_pruning_is_scored():
     assert outcome.quality["psnr_greedy_cov_propagate"] > outcome.quality["psnr_greedy_cov_slice"]
 
 
-def test_students_that_differ_in_one_thing_are_scored_on_the_way():
+def test_students_that_differ_in_one_thing_are_scored_on_the_way(tmp_path):
     loaded = Loaded(model=make_vae(base_dim=16), name="tiny", weights="random")
     task = ClipDistilling(steps=2, marks=2, batch=1, calibration=1, crops=1, frames=3, size=16)
     quality = task.run(loaded, seeded()).quality
@@ -46,6 +47,6 @@ def test_students_that_differ_in_one_thing_are_scored_on_the_way():
     assert again == pytest.approx({name: quality[name] for name in again}, rel=1e-4)
     with pytest.raises(FewstepError, match="no student is called 'none'"):
         ClipDistilling(arms=("none",)).run(loaded, seeded())
-    with pytest.raises(FewstepError, match="run this task with exact-decode"):
-        loaded.model.decoder = exact_decoder(loaded.model)
+    student = save_student(exact_decoder(loaded.model), tmp_path, teacher="")
+    with student.apply(loaded.model), pytest.raises(FewstepError, match="run this task with exact-decode"):
         two.run(loaded, seeded())
