@@ -152,6 +152,8 @@ def check(model: Any) -> Any:
             f"{kind} is no masked diffusion language model: its configuration has no mask token. Supported: LLaDA and "
             "Dream checkpoints as fewstep.load reads them"
         )
+    if not hasattr(getattr(model, "model", None), "layers"):
+        raise UnsupportedModelError(f"{kind} is something around a masked diffusion language model: give what it wraps")
     if getattr(config, "is_causal", True):
         raise UnsupportedModelError(f"{kind} is autoregressive (is_causal is not False); load it with fewstep.load")
     return model.model
