@@ -182,8 +182,11 @@ def sequences(count: int, chance: random.Random, work: Path) -> Outcome:
     from fewstep_slim_infer import GemFilter, LazyLLM, SlimInfer
 
     model, ids = causal_lm.tiny(), causal_lm.tiny_prompt(96)
-    methods = [SlimInfer(entry=(2, 4), keep=0.5, block=16, unit=4, score="dot"), LazyLLM(entry=(2, 4), keep=0.5)]
-    methods.append(GemFilter(filter_layer=2, keep=0.5))
+    methods: list[Any] = [
+        SlimInfer(entry=(2, 4), keep=0.5, block=16, unit=4, score="dot"),
+        LazyLLM(entry=(2, 4), keep=0.5),
+        GemFilter(filter_layer=2, keep=0.5),
+    ]
     seen = Outcome()
     with torch.inference_mode():
         dense, names = model(ids).logits, sorted(vars(model.model))
