@@ -207,13 +207,19 @@ def test_a_red_gate_gives_no_speed_up(fewstep, tmp_path):
     assert all("baseline" not in row for row in rows)
 
 
+def heed_signals() -> None:
+    """Undo what a shell's ``&`` or ``nohup`` around the tests would hand down: signals that are ignored."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def interrupted(
     environment: dict[str, str], folder: Path, until: str, endless: int, number: int = signal.SIGINT
 ) -> tuple[int, str, str]:
     """Exit code and output of a benchmark that gets a signal once it has printed a line holding `until`."""
     command = [sys.executable, "-m", "fewstep", *BENCH, "--endless", str(endless)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, cwd=folder, env=environment, **pipes) as process:
+    with subprocess.Popen(command, cwd=folder, env=environment, preexec_fn=heed_signals, **pipes) as process:
         said = ""
         for line in process.stdout:
             said += line
