@@ -1,8 +1,7 @@
 """Soak: kills at random moments, damaged files, apply and remove in random order; counts of what went wrong.
 
-``python scripts/soak.py`` runs everything (about an hour on two cores); ``--kills 20 --damages 200 --sequences 20`` a
-taste of it. Not part of the tests; the nightly leg runs it. The last lines are the figures, and the exit code is 1
-where anything went wrong.
+``python scripts/soak.py`` runs everything; ``--kills 20 --damages 200 --sequences 20`` a taste of it. Not part of the
+tests; it runs nightly. The last lines are the figures, and the exit code is 1 where anything went wrong.
 """
 
 from __future__ import annotations
