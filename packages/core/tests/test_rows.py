@@ -65,9 +65,12 @@ def test_a_line_of_the_old_format_loads_beside_new_ones(tmp_path):
     assert (old.run.id, old.run.hardware, old.run.dtype, old.run.dirty) == ("28d947340b2d", "cpu", "bfloat16", False)
 
 
+SPREAD = '{"run": "r1", "value": 1.0, "spread": [1.0]}'
+
+
 @pytest.mark.parametrize(
     "damaged",
-    ['{"task": "wal', '{"value": "fast"}', "3", '{"run": "r9", "value": 1.0}', '{"run": "r1"}', "\udcff"],
+    ['{"task": "wal', '{"value": "fast"}', "3", '{"run": "r9", "value": 1.0}', '{"run": "r1"}', "\udcff", SPREAD],
 )
 def test_a_damaged_line_is_skipped_and_named(tmp_path, damaged):
     append([row()], path := tmp_path / "walk.jsonl")

@@ -57,7 +57,7 @@ def load(cls: Any, source: PathLike) -> Any:
         folder = shipped(str(source), getattr(cls, "name", "")) or _download(str(source))
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        name, fields = config["method"], {k: _frozen(v) for k, v in config["fields"].items()}
+        name, fields = str(config["method"]), {k: _frozen(v) for k, v in config["fields"].items()}
         files = {k: _inside(folder, v) for k, v in config.get("files", {}).items()}
     except FileNotFoundError as error:
         raise BadFileError(f"{folder} is not a saved fewstep method: it has no {CONFIG}") from error
@@ -69,7 +69,7 @@ def load(cls: Any, source: PathLike) -> Any:
         raise BadFileError(f"{folder} holds a {name} method, not {cls.name}")
     try:
         method = cls(**_renamed(cls, fields))
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise BadFileError(f"{folder / CONFIG} does not fit the installed {name}: {error}") from error
     stored = _renamed(cls, {path.stem: path for path in folder.glob("*.safetensors")} | files)
     return dataclasses.replace(method, **{f.name: stored.get(f.name) for f in _fields(method, weights=True)})

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from . import families, plugins
+from . import plugins
 from .contract import Loaded, Weights
 from .data.weights import check_config, read_shapes
 from .errors import BadFileError, FewstepError, UnknownNameError
@@ -53,7 +53,7 @@ def from_folder(folder: Path, *, name: str, dtype: str, device: str, weights: We
         return _transformer(folder, name, torch_dtype, device, weights)
     except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise BadFileError(f"the model in {folder} is damaged ({error}); download or save it again") from error
-    except FewstepError:
+    except (FewstepError, ImportError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # configurations and weights can be damaged in any way; the user needs one sentence
         reason = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
@@ -63,12 +63,12 @@ def from_folder(folder: Path, *, name: str, dtype: str, device: str, weights: We
 def _transformer(folder: Path, name: str, dtype: Any, device: str, weights: Weights) -> Loaded:
     import transformers
 
+    from .families import llada_format, masked_lm
+
     if not (folder / "config.json").exists():
         raise BadFileError(f"{folder} is not a model folder: it has neither config.json nor model_index.json")
     check_config(_json(folder / "config.json"), read_shapes(folder), folder)
-    if _model_type(folder) in families.BY_MODEL_TYPE:  # transformers reads these only with code of the folder
-        from .families import llada_format
-
+    if _model_type(folder) in masked_lm.DIFFUSION:  # transformers reads these only with code of the folder
         model, processor = llada_format.read(folder, dtype=dtype, device=device)
         return Loaded(model=model, name=name, processor=processor, weights=weights)
     _refuse_own_code(folder)

@@ -29,6 +29,15 @@ def test_experts_are_found_in_every_family_and_answer_as_before(family):
         assert torch.equal(model(**inputs).logits, dense)
 
 
+def test_a_model_that_cannot_be_packed_is_left_as_it_was():
+    model = tiny_moe.tiny().to("meta")
+    before, names = model.get_experts_implementation(), set(vars(moe.sites(model)[0].experts))
+    with pytest.raises(ValueError, match="packing needs oneDNN"), Applied() as undo:
+        moe.install(undo, model, pack=True)
+    assert model.get_experts_implementation() == before
+    assert set(vars(moe.sites(model)[0].experts)) == names
+
+
 def test_pairs_are_counted_by_layer_and_group():
     model, inputs = tiny_moe.tiny(), tiny_moe.tiny_inputs()
     groups = (inputs["input_ids"] == tiny_moe.IMAGE).long()

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
+from fewstep import families
 from fewstep.errors import UnsupportedModelError
 from fewstep.families import wan_vae, wan_vae_cost
 
@@ -95,3 +96,9 @@ def test_a_configuration_is_described(tmp_path):
     assert "parameters" in lines["total"] and "GMAC" in lines["up0 resample"]
     with pytest.raises(UnsupportedModelError, match="holds AutoencoderKL; an AutoencoderKLWan is needed"):
         wan_vae_cost.describe({"_class_name": "AutoencoderKL"}, tmp_path)
+
+
+def test_a_vae_is_no_teacher():
+    assert families.of(wan_vae.tiny()) is wan_vae
+    with pytest.raises(UnsupportedModelError, match="AutoencoderKLWan predicts no velocity"):
+        families.denoiser(wan_vae.tiny())

@@ -207,6 +207,14 @@ def test_a_damaged_checkpoint_is_refused(forks, whole_run, tmp_path, file):
     assert refused.code == 2 and "step-00000002 is damaged" in refused.said, refused.said
 
 
+@pytest.mark.parametrize("state", ["[]", "{}"])
+def test_a_state_that_says_nothing_is_refused(forks, whole_run, tmp_path, state):
+    run = copied(whole_run, tmp_path / "run")
+    (run / "checkpoints/step-00000002/state.json").write_text(state)
+    refused = forks("--out", run, "--resume")
+    assert refused.code == 2 and "step-00000002 is damaged" in refused.said, refused.said
+
+
 def test_resuming_a_finished_run_only_saves_the_student_again(forks, whole_run, tmp_path):
     shutil.copytree(whole_run, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/student")

@@ -152,5 +152,5 @@ def _parsed(file: Path, make: Callable[[dict[str, Any]], T]) -> Iterator[T]:
         try:
             if line.strip():
                 yield make(json.loads(line))
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
             warnings.warn(f"{file}:{number} is damaged and skipped: {error}", stacklevel=3)

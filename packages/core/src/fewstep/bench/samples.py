@@ -137,9 +137,10 @@ def read_samples(folder: Path, runs: Collection[str], task: str, model: str) -> 
     try:
         index = json.loads(listed.read_bytes()) if listed.is_file() else _index(folder)
         wanted = [run for run in runs if run in index and (index[run]["task"], index[run]["model"]) == (task, model)]
-    except (ValueError, TypeError, KeyError) as error:
+        paths = [folder / index[run]["files"][0] for run in wanted]
+    except (ValueError, TypeError, LookupError) as error:
         raise BadFileError(f"{listed} is damaged; delete it to have it made anew") from error
-    grids = [_grid(folder / index[run]["files"][0]) for run in wanted]
+    grids = [_grid(path) for path in paths]
     return [grid for grid in grids if grid.lines]
 
 

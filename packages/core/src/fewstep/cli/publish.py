@@ -54,6 +54,8 @@ def report(words: list[str]) -> int:
     from ..bench.report import write_report
 
     (options,) = parse("fewstep report", "measured rows as tables and figures", words, [Group("report", ReportOptions)])
+    if options.archive and not options.source.is_dir():
+        raise FewstepError(f"--archive moves rows of a whole folder of results: {options.source} is none")
     if options.archive:
         print(f"moved {archive(options.source)} rows to {options.source}/archive")
     text = write_report(options.source, options.html, figures=options.figures)

@@ -28,12 +28,10 @@ BY_CLASS: Mapping[str, str] = {
     "WanTransformer3DModel": "wan",
 }
 """Module by class name of a model or pipeline, for families that are found by a model alone."""
-BY_MODEL_TYPE: Mapping[str, str] = {"llada": "masked_lm", "Dream": "masked_lm"}
-"""Module by ``model_type`` of a ``config.json``, for checkpoints that transformers reads only with code of theirs."""
 
 
 class Family(Protocol):
-    """Functions of every family module."""
+    """Functions of families whose models are changed as a whole."""
 
     def check(self, model: Any) -> Any:
         """Return the part of `model` that methods change.
@@ -104,6 +102,20 @@ def of(model: Any) -> Any:
     )
 
 
+def denoiser(model: Any) -> Any:
+    """Return the module of a model's family, if it is trained by flow matching.
+
+    Raises:
+        UnsupportedModelError: the model is of no family that is found by class, or of one that predicts no velocity.
+    """
+    family = of(model)
+    if not hasattr(family, "velocity"):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} predicts no velocity, so it cannot be trained or distilled"
+        )
+    return family
+
+
 def denoisers() -> list[Any]:
     """Modules of the families that are trained by flow matching."""
     modules = [by_name(name) for name in dict.fromkeys(BY_CLASS.values())]
@@ -111,5 +123,5 @@ def denoisers() -> list[Any]:
 
 
 def by_name(name: str) -> Any:
-    """Return a family module by its name, a value of `BY_CLASS` or `BY_MODEL_TYPE`."""
+    """Return a family module by its name, a value of `BY_CLASS`."""
     return import_module(f".{name}", __name__)

@@ -194,7 +194,7 @@ class Ask(PromptInputs):
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=self.max_new_tokens,
                 streamer=streamer,
-                pad_token_id=loaded.processor.pad_token_id or loaded.processor.eos_token_id,
+                pad_token_id=loaded.processor.eos_token_id if (pad := loaded.processor.pad_token_id) is None else pad,
                 **sampling,
             )
             total, new = time.perf_counter() - start, full.shape[1] - ids.shape[1]

@@ -76,8 +76,15 @@ class GrowingLayer(DynamicLayer):
         return 0
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last ``-tokens_to_remove`` tokens."""
-        self._show(self.keys.shape[2] + tokens_to_remove)
+        """Forget the last ``-tokens_to_remove`` tokens.
+
+        Raises:
+            ValueError: the number is positive.
+        """
+        if tokens_to_remove > 0:
+            raise ValueError(f"tokens_to_remove={tokens_to_remove}: negative, as many tokens as are forgotten")
+        if self.is_initialized:
+            self._show(self.keys.shape[2] + tokens_to_remove)
 
     def select_rows(self, rows: Int[Tensor, " r"]) -> None:
         """Keep these rows of the batch, in this order; a row may come several times."""

@@ -112,7 +112,7 @@ def save_llada(model: Any, folder: str | os.PathLike, tokenizer: Any = None, *, 
 
 
 def _llada(config: Any) -> dict[str, Any]:
-    """The reverse of `_llama`."""
+    """The reverse of `masked_lm.stock_config` for LLaDA."""
     return {
         "model_type": "llada",
         "architectures": ["LLaDAModelLM"],

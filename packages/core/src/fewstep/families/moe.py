@@ -97,9 +97,10 @@ def install(undo: ExitStack, model: Any, *, pack: bool = False) -> None:
         if pack and plain_swiglu(site.experts):
             from ..kernels.expert_mlp.cpu import pack as packed
 
-            weights: Any = site.experts
-            undo.callback(delattr, weights, "_fewstep_packed")
-            weights._fewstep_packed = packed(weights.gate_up_proj, weights.down_proj)
+            experts: Any = site.experts
+            made = packed(experts.gate_up_proj, experts.down_proj)
+            undo.callback(delattr, experts, "_fewstep_packed")
+            experts._fewstep_packed = made
 
 
 def fastest(model: Any, call: Callable[[], Result], names: Sequence[str] = MANY_TOKENS) -> Result:

@@ -138,23 +138,24 @@ def calibration_of_file(path: Path, loaded: Loaded, samples: int, seed: int) -> 
         BadFileError: a line, or an image that it names, cannot be read.
         FewstepError: the model has no processor, or reads no pictures.
     """
-    lines = [line for line in read_lines(path) if line.strip()]
+    lines = [(number, line) for number, line in enumerate(read_lines(path), 1) if line.strip()]
     order = torch.randperm(len(lines), generator=torch.Generator().manual_seed(seed))[:samples].tolist()
-    return [_scored_answer(path, number, lines[number], loaded) for number in order]
+    drawn = (lines[position] for position in order)
+    return [_scored_answer(path, number, line, loaded) for number, line in drawn]
 
 
 def _scored_answer(path: Path, number: int, line: str, loaded: Loaded) -> CalibrationBatch:
     try:
         sample = json.loads(line)
         prompt, answer = str(sample["prompt"]), str(sample["answer"])
+        pictures = [path.parent / sample["image"]] if sample.get("image") else []
     except (ValueError, KeyError, TypeError) as error:
-        raise BadFileError(f'{path}:{number + 1} is no {{"prompt": ..., "answer": ...}}: {error}') from error
-    pictures = [path.parent / sample["image"]] if sample.get("image") else []
+        raise BadFileError(f'{path}:{number} is no {{"prompt": ..., "answer": ...}}: {error}') from error
     asked = inputs(loaded, prompt, pictures)
     answered = inputs(loaded, prompt, pictures, answer)
     start, length = asked["input_ids"].shape[1], answered["input_ids"].shape[1]
     if length <= start:
-        raise BadFileError(f"{path}:{number + 1} has an empty answer")
+        raise BadFileError(f"{path}:{number} has an empty answer")
     mask = torch.zeros(1, length, dtype=torch.bool)
     mask[:, start - 1 : length - 1] = True  # the first token of the answer is predicted at the last one of the prompt
     return {"inputs": answered, "score_mask": mask}

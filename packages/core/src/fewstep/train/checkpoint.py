@@ -130,7 +130,10 @@ def read_state(path: Path) -> dict[str, Any]:
         BadFileError: it is missing or damaged.
     """
     try:
-        return json.loads((path / STATE).read_text(encoding="utf-8"))
+        state = json.loads((path / STATE).read_text(encoding="utf-8"))
+        if not isinstance(state, dict):
+            raise ValueError(f"{STATE} holds no object")
+        return state
     except (OSError, ValueError) as error:
         raise BadFileError(f"the checkpoint {path} is damaged: {error}; remove it to use the one before") from error
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from .. import families, plugins
 from ..data.images import sample_grid
-from ..errors import FewstepError
+from ..errors import BadFileError, FewstepError
 from ..flow import ScoreTime, StepGrid
 from ..loaders import load
 from ..method import Method
@@ -121,7 +121,7 @@ class Distillation(Recipe):
     def build(self, world: World) -> Job:
         lines = read_prompts(self.prompts)
         pipe = load(self.teacher).model
-        family = families.of(pipe)
+        family = families.denoiser(pipe)
         network = family.check(pipe)
         shape = family.architecture(pipe).latent(self.frames, self.height, self.width)
         negative = family.NEGATIVE if self.negative is None else self.negative
@@ -198,12 +198,16 @@ def architecture(name: str) -> families.Architecture:
         return known[name]
     index = Path(name).expanduser() / "model_index.json"
     if index.is_file():
-        kind = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
-        if kind in families.BY_CLASS:
-            return families.by_name(families.BY_CLASS[kind]).architecture_of_folder(index.parent)
+        try:
+            kind = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise BadFileError(f"{index} is damaged: {error}") from error
+        for family in families.denoisers():
+            if families.BY_CLASS.get(kind) == family.__name__.rpartition(".")[2]:
+                return family.architecture_of_folder(index.parent)
     if name in plugins.loaders():
         pipe = load(name).model
-        return families.of(pipe).architecture(pipe)
+        return families.denoiser(pipe).architecture(pipe)
     raise FewstepError(f"the sizes of {name!r} are not known: a plan needs a local folder or one of {', '.join(known)}")
 
 

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from .. import families, flow
-from ..errors import UnsupportedModelError
 from ..flow import Latent, Sigma
 from . import adapters, conditions
 
@@ -190,10 +189,7 @@ def velocity_of(network: nn.Module) -> Predict:
     Raises:
         UnsupportedModelError: the network is of no family, or of one that predicts no velocity.
     """
-    family = families.of(network)
-    if not hasattr(family, "velocity"):
-        raise UnsupportedModelError(f"{type(network).__name__} predicts no velocity: give its role a predict=")
-    return family.velocity
+    return families.denoiser(network).velocity
 
 
 def full_roles(network: nn.Module, *, predict: Predict | None = None) -> Roles:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from ..errors import FewstepError
+from ..errors import BadFileError, FewstepError
 from . import parallel, sharding
 from .checkpoint import Checkpoints, read_state
 from .log import Log, Tracker
@@ -74,7 +74,10 @@ class Run:
                 f"{self.out} holds a run ({checkpoint.name}): go on with --resume, or choose another --out"
             )
         if checkpoint:
-            saved, here = read_state(checkpoint)["settings"], self.recipe.settings(self.world)
+            state = read_state(checkpoint)
+            if missing := [name for name in ("settings", "step", "seconds", "updates") if name not in state]:
+                raise BadFileError(f"the checkpoint {checkpoint} is damaged: its state lacks {', '.join(missing)}")
+            saved, here = state["settings"], self.recipe.settings(self.world)
             changed = [key for key in sorted({*saved, *here}) if saved.get(key) != here.get(key)]
             if changed:
                 listed = ", ".join(f"{key} {saved.get(key)} -> {here.get(key)}" for key in changed)
