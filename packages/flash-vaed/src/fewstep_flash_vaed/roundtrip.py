@@ -19,9 +19,10 @@ from fewstep.families import wan_vae, wan_vae_cost
 from fewstep.families.wan_vae import Clip
 from torch import Tensor
 
+from .decoding import DecodingApplied, student_of
 from .distil import Perceptual
 from .fit import student_costs
-from .method import DecodingApplied, ExactDecode, student_of
+from .method import ExactDecode
 
 CHUNK = 2
 """Latent frames that `RoundTrip` decodes at once, so that long videos fit."""

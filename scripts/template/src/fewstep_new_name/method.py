@@ -29,6 +29,7 @@ class NewName(Method):
         """Swap the weights for rounded ones; see `Method.apply`."""
         decoder = causal_lm.check(model)
         with Applied() as undo:
+            undo.needs_weights(decoder, self)
             undo.occupy(model, self)
             for module in decoder.layers.modules():
                 if isinstance(module, nn.Linear):
