@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import BadFileError, FewstepError
 
-_LINE_END = re.compile(r"\r\n|\n|\r")
+_LINE_END = re.compile(r"\r?\n")
 
 
 def read_text(path: Path | str) -> str:
@@ -28,7 +28,7 @@ def read_text(path: Path | str) -> str:
 
 
 def read_lines(path: Path | str) -> list[str]:
-    """Lines of a UTF-8 file without their ends; only ``\\n``, ``\\r\\n`` and ``\\r`` end a line.
+    """Lines of a UTF-8 file without their ends; only ``\\n`` and ``\\r\\n`` end a line.
 
     Raises:
         BadFileError: see `read_text`.
