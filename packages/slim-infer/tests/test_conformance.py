@@ -12,11 +12,17 @@ def last_logits(model):
     return model(causal_lm.tiny_prompt(150), logits_to_keep=1).logits
 
 
+@torch.no_grad()
+def more_logits(model):
+    return model(causal_lm.tiny_prompt(90), logits_to_keep=5).logits
+
+
 class TestSlimInfer(MethodSuite):
     @pytest.fixture
     def case(self):
         method = SlimInfer(entry=(1, 2), keep=0.5, block=16, unit=4, score="dot")
-        return Case(method=method, model=causal_lm.tiny(num_hidden_layers=3), call=last_logits)
+        model = causal_lm.tiny(num_hidden_layers=3)
+        return Case(method=method, model=model, call=last_logits, others=(more_logits,))
 
 
 class TestSlimInferWhileDecoding(MethodSuite):

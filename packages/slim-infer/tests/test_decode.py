@@ -176,6 +176,25 @@ def test_streaming(slim):
     assert said.split() == [str(t) for t in whole]
 
 
+def test_a_pause_is_of_its_thread(slim):
+    model, ids, apart = causal_lm.tiny(), causal_lm.tiny_prompt(P), []
+    with slim().apply(model) as applied:
+        pruned = generate(model, ids)
+        with applied.paused():
+            worker = threading.Thread(target=lambda: apart.append(generate(model, ids)))
+            worker.start()
+            worker.join()
+    assert torch.equal(apart[0], pruned)
+
+
+def test_logits_wanted_once_are_not_wanted_again(slim):
+    model, ids = causal_lm.tiny(), causal_lm.tiny_prompt(P)
+    with slim().apply(model), torch.no_grad():
+        first = model.model(ids).last_hidden_state
+        model(ids, logits_to_keep=5)
+        assert torch.equal(model.model(ids).last_hidden_state, first)
+
+
 def test_paused_runs_the_dense_model(slim):
     model, ids = causal_lm.tiny(), causal_lm.tiny_prompt(P)
     dense = generate(model, ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,15 @@ from .tokens import Tokens
 from .transfer import Copier
 
 
+class ThreadState(threading.local):
+    """What the calls of one thread tell the decoder; other threads on the same model do not see it."""
+
+    paused = False
+    """True while the unchanged forward runs."""
+    scored = 0
+    """Tokens at the end of the next prompt whose logits are wanted one by one; they are read as if generated."""
+
+
 class SlimDecoder:
     """Stands in for the ``forward`` of a decoder (``model.model``) and calls the stock layers' own parts.
 
@@ -36,10 +46,7 @@ class SlimDecoder:
         self._decoder, self.settings, self._copier, self._choose = decoder, settings, copier, choose
         self._stock = decoder.forward
         self.layers = decoder.layers
-        self.paused = False
-        """True while the unchanged forward runs."""
-        self.scored = 0
-        """Tokens at the end of a prompt whose logits are wanted one by one; they are read as if generated."""
+        self.thread = ThreadState()
         self.last: SlimCache | None = None
         """The cache of the newest prompt."""
 
@@ -50,7 +57,7 @@ class SlimDecoder:
             ValueError: a cache of another class, a mask that is not 2-D or pads on the right, an empty prompt, or
                 outputs that pruned rows do not have.
         """
-        return (self._stock if self.paused else self._forward)(*args, **kwargs)
+        return (self._stock if self.thread.paused else self._forward)(*args, **kwargs)
 
     def _forward(
         self,
@@ -64,6 +71,7 @@ class SlimDecoder:
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         given = past_key_values if cache is None else cache
+        scored, self.thread.scored = self.thread.scored, 0
         if given is not None and not isinstance(given, SlimCache):
             raise ValueError(f"SlimInfer needs its own SlimCache, not a {type(given).__name__}: leave {ARGUMENT} out")
         if attention_mask is not None and attention_mask.dim() != 2:
@@ -79,23 +87,29 @@ class SlimDecoder:
             self._warn_about_a_second_prompt(hidden.shape[1], cache)
             hidden = self._decode(hidden, rope, cache, kwargs)
         else:
-            hidden = self._read(hidden, rope, attention_mask, cache, kwargs)
+            hidden = self._read(hidden, rope, attention_mask, scored, cache, kwargs)
         hidden, cache_out = self._decoder.norm(hidden), None if use_cache is False else cache
         return BaseModelOutputWithPast(last_hidden_state=hidden, **{ARGUMENT: cache_out})
 
     def _read(
-        self, hidden: Tensor, rope: Rope, attention_mask: Tensor | None, cache: SlimCache, kwargs: dict[str, Any]
+        self,
+        hidden: Tensor,
+        rope: Rope,
+        attention_mask: Tensor | None,
+        scored: int,
+        cache: SlimCache,
+        kwargs: dict[str, Any],
     ) -> Float[Tensor, "r n d"]:
         """The prompt, and behind it the tokens whose logits are wanted too: guesses to verify, a text to score."""
-        first = max(hidden.shape[1] - self.scored, 1)
+        first = max(hidden.shape[1] - scored, 1)
         mask = None if attention_mask is None else attention_mask[:, :first]
         cos, sin = rope
         prompt = Tokens.of_prompt(hidden[:, :first], (cos[:, :first], sin[:, :first]), mask)
         read = self._prefill(prompt, cache, kwargs)
         if first == hidden.shape[1]:
             return read
-        scored = self._decode(hidden[:, first:], (cos[:, first:], sin[:, first:]), cache, kwargs)
-        return torch.cat([read[:, -1:], scored], dim=1)
+        behind = self._decode(hidden[:, first:], (cos[:, first:], sin[:, first:]), cache, kwargs)
+        return torch.cat([read[:, -1:], behind], dim=1)
 
     def _prefill(self, tokens: Tokens, cache: SlimCache, kwargs: dict[str, Any]) -> Float[Tensor, "r n d"]:
         """The whole prompt; at each entry layer the blocks that matter least leave the sequence."""

@@ -46,11 +46,11 @@ class SlimApplied(Applied):
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Run the unchanged model for a while. A cache made inside is an ordinary one, and stays ordinary."""
-        self.decoder.paused = True
+        self.decoder.thread.paused = True
         try:
             yield
         finally:
-            self.decoder.paused = False
+            self.decoder.thread.paused = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +196,7 @@ def install(
 
 def _prepare_cache(slim: SlimDecoder, stock: Any, generation_config: Any, model_kwargs: dict, *args, **kwargs) -> Any:
     """Give ``generate`` a `SlimCache` where it would make a `DynamicCache`."""
-    if slim.paused:
+    if slim.thread.paused:
         return stock(generation_config, model_kwargs, *args, **kwargs)
     if generation_config.prefill_chunk_size is not None:
         raise ValueError("prefill_chunk_size: SlimInfer must see the end of the prompt first; leave it out")
@@ -213,7 +213,7 @@ def _prepare_cache(slim: SlimDecoder, stock: Any, generation_config: Any, model_
 
 def _before_forward(slim: SlimDecoder, model: Any, args: Any, kwargs: dict[str, Any]) -> None:
     """Note the logits that the causal LM is asked for, before its decoder runs."""
-    if kwargs.get("labels") is not None and not slim.paused:
+    if kwargs.get("labels") is not None and not slim.thread.paused:
         raise ValueError("labels= needs logits of every row, and pruned rows have none; remove SlimInfer for training")
     wanted = kwargs.get("logits_to_keep", 0)
-    slim.scored = max(wanted - 1, 0) if isinstance(wanted, int) else 0
+    slim.thread.scored = max(wanted - 1, 0) if isinstance(wanted, int) else 0
