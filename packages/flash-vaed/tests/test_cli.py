@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from fewstep.data import video
+from fewstep.data.video_reader import read_video
 from fewstep.testing.cli import run_command_line
 from fewstep_flash_vaed import FlashVAED
 from safetensors.torch import load_file, save_file
@@ -51,7 +52,7 @@ def test_run_decodes_a_users_video_side_by_side(folder):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert all(text in done.stdout for text in ("7 frames of 32x24", "sharpness", "against the teacher: PSNR"))
-    assert video.read(folder / "out.mp4").shape == (7, 3, 24, 96)
+    assert read_video(folder / "out.mp4").shape == (7, 3, 24, 96)
 
 
 @pytest.mark.parametrize(
