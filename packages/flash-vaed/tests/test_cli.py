@@ -20,6 +20,7 @@ def folder(tmp_path_factory):
     make_vae().save_pretrained(root / "vae")
     save_file({"latents": torch.randn(1, 4, 3, 6, 6)}, root / "latents.safetensors")
     video.write(torch.rand(8, 3, 26, 31), root / "clip.mp4")
+    (root / "notes.txt").write_text("some words of a text\n" * 100)
     return root
 
 
@@ -60,8 +61,13 @@ def test_run_decodes_a_users_video_side_by_side(folder):
     [
         (["--input", "none.mp4", "--output", "o.mp4"], "none.mp4 cannot be read"),
         (["--input", "latents.safetensors", "--output", "o.mp4"], "latents.safetensors cannot be read"),
+        (["--input", "notes.txt", "--output", "o.mp4"], "notes.txt cannot be read as a video"),
+        (["--input", "clip.mp4", "--output", "o.mp4", "--height", "-1"], "height must be at least 0"),
+        (["--input", "clip.mp4", "--output", "o.mp4", "--height", "1000000000000"], "height must be at most 16384"),
+        (["--input", "clip.mp4", "--output", "o.mp4", "--fps", "0"], "fps must be above 0"),
+        (["--input", "clip.mp4", "--output", "o.mp4", "--pool", "1000000000000"], "at most 256"),
         (["--input", "clip.mp4", "--output", "o.txt"], "videos are written as"),
-        (["--input", "clip.mp4", "--output", "o.mp4", "--frames", "0"], "frames must be 1"),
+        (["--input", "clip.mp4", "--output", "o.mp4", "--frames", "0"], "frames must be at least 1"),
         (["--input", "clip.mp4", "--output", "o.mp4", "--operators", "sparse"], "sparse"),
     ],
 )

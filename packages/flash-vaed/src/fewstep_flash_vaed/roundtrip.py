@@ -15,7 +15,7 @@ from fewstep.contract import Loaded
 from fewstep.data import clips, video
 from fewstep.data.images import sample_grid
 from fewstep.data.video_reader import read_video
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, check_least
 from fewstep.families import wan_vae, wan_vae_cost
 from fewstep.families.wan_vae import Clip
 from torch import Tensor
@@ -69,8 +69,10 @@ class RoundTrip:
 
     def __post_init__(self) -> None:
         # bad files are named before a model loads
-        if self.frames < 1 or self.height < 0 or not self.fps > 0:
-            raise ValueError(f"frames must be 1 or more, height 0 or more and fps positive, found {self}")
+        check_least(self, frames=1, height=0)
+        video.check_rate(self.fps)
+        if self.height > video.MOST_PIXELS:
+            raise ValueError(f"height must be at most {video.MOST_PIXELS}, found {self.height}")
         video.check_writable(self.output)
         read_video(self.input, most=1)
 

@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
+from fewstep.errors import check_least
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -56,9 +57,7 @@ class DecodingOptions:
     """Seed of sampling and of random remasking."""
 
     def __post_init__(self) -> None:
-        for name in ("gen_length", "block_length", "steps"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, found {value}")
+        check_least(self, gen_length=1, block_length=1, steps=1)
         for name in ("temperature", "cfg_scale"):
             if not 0 <= (value := getattr(self, name)) < math.inf:
                 raise ValueError(f"{name} must be 0 or more, found {value}")

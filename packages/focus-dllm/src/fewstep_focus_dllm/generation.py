@@ -70,9 +70,9 @@ def generate(
     decoding = decoding or DecodingOptions()
     masked_lm.check(model)
     prompts, pad = _left_padded(input_ids, attention_mask)
-    tokens = torch.cat([prompts, _response(model, prompts, response, decoding)], 1)
     start = prompts.shape[1]
     masked_lm.check_length(model, start, decoding.gen_length)
+    tokens = torch.cat([prompts, _response(model, prompts, response, decoding)], 1)
     mask, eos = model.config.mask_token_id, masked_lm.end_tokens(model.config)
     state = State(tokens, pad, start, decoding, mask_token=mask, eos=eos)
     decoder, spent = guided(make, model, state), False

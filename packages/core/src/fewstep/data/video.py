@@ -17,6 +17,8 @@ from ..errors import FewstepError
 Clip = Float[Tensor, "b c f h w"]
 NEEDED = {".mp4": ("imageio", "av"), ".gif": ("imageio", "PIL")}
 """Packages that write each kind of file."""
+MOST_FPS, MOST_PIXELS = 1000, 16384
+"""Frames a second, and rows and columns of H.264."""
 SPAN = 2.0
 """Distance of the darkest and the brightest value of the clips that are compared, which are from -1 to 1."""
 WINDOW, SIGMA = 11, 1.5
@@ -40,6 +42,16 @@ def check_writable(path: Path) -> None:
         raise FewstepError(f"{path} cannot be written: there is no folder {path.parent}")
 
 
+def check_rate(fps: float) -> None:
+    """Refuse frames a second that no file holds.
+
+    Raises:
+        ValueError: they are not above 0 and at most `MOST_FPS`.
+    """
+    if not 0 < fps <= MOST_FPS:
+        raise ValueError(f"fps must be above 0 and at most {MOST_FPS}, found {fps}")
+
+
 def write(frames: Float[Tensor, "f c h w"], path: Path, *, fps: float = 16.0, zoom: int = 1) -> None:
     """Write one clip; the file appears complete or not at all.
 
@@ -51,11 +63,14 @@ def write(frames: Float[Tensor, "f c h w"], path: Path, *, fps: float = 16.0, zo
 
     Raises:
         FewstepError: it cannot be written, see `check_writable`.
-        ValueError: the frames have another shape, or fps or zoom are not positive.
+        ValueError: the frames have another shape, or fps or zoom are out of range.
     """
     check_writable(path)
-    if frames.ndim != 4 or frames.shape[1] not in (1, 3) or frames.numel() == 0 or fps <= 0 or zoom < 1:
-        raise ValueError(f"a clip needs frames [f, 1 or 3, h, w], fps > 0 and zoom >= 1, found {tuple(frames.shape)}")
+    check_rate(fps)
+    if frames.ndim != 4 or frames.shape[1] not in (1, 3) or frames.numel() == 0:
+        raise ValueError(f"a clip needs frames [f, 1 or 3, h, w], found {tuple(frames.shape)}")
+    if zoom < 1 or zoom * max(frames.shape[2:]) > MOST_PIXELS:
+        raise ValueError(f"zoom={zoom} must be at least 1 and give at most {MOST_PIXELS} rows and columns")
     import imageio.v3 as imageio
 
     kind = path.suffix.lower()
