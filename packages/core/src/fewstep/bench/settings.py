@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 MOST_THREADS = 1024
+"""Above it torch cannot make its threads on many machines."""
 
 
 def available_cores() -> int:

@@ -16,23 +16,8 @@ from torch import Tensor
 from ..errors import BadFileError, FewstepError
 
 CONTAINERS = (
-    *(
-        "mov",
-        "matroska",
-        "avi",
-        "gif",
-        "apng",
-        "mpegts",
-        "mpeg",
-        "mpegvideo",
-        "m4v",
-        "h264",
-        "hevc",
-        "vvc",
-        "obu",
-        "ivf",
-    ),
-    *("ogg", "flv", "asf", "mjpeg", "yuv4mpegpipe", "nut", "mxf", "dv", "rm", "png_pipe", "jpeg_pipe", "webp_pipe"),
+    "mov,matroska,avi,gif,apng,mpegts,mpeg,mpegvideo,m4v,h264,hevc,vvc,obu,ivf,ogg,flv,asf,mjpeg,yuv4mpegpipe,nut,mxf,dv,"
+    "rm,png_pipe,jpeg_pipe,webp_pipe"
 )
 """Kinds of files, by FFmpeg's names. It would also draw text as a video, and open the addresses that playlists name."""
 ONE = 1 << 16
@@ -79,7 +64,7 @@ def _open(path: Path) -> Any:
     """The container; an absolute path, because FFmpeg takes what stands before a colon for a protocol."""
     import av
 
-    return av.open(str(path.absolute()), options={"format_whitelist": ",".join(CONTAINERS)})
+    return av.open(str(path.absolute()), options={"format_whitelist": CONTAINERS})
 
 
 def _moments(path: Path) -> list[Fraction] | None:
