@@ -46,11 +46,12 @@ def read(path: Path) -> StudentWeights:
             names the first.
     """
     tensors: dict[str, Tensor] = {}
+    metadata: dict[str, str] = {}
     try:
         for shard in shards(path):
             with safe_open(shard, framework="pt") as file:
                 tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 it is no mapping
-                scale = _metadata_scale(file.metadata() or {})
+                metadata |= file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise BadFileError(f"{path} cannot be read as safetensors: {error}") from error
     if bad := next((name for name, value in tensors.items() if not _finite(value)), None):
@@ -59,7 +60,7 @@ def read(path: Path) -> StudentWeights:
     if not any(name.endswith((*_FACTORS, *_DELTAS, ".diff")) for name in tensors):
         rename = to_diffusers if are_native(tensors) else str
         return StudentWeights(full={rename(name): tensor for name, tensor in tensors.items()})
-    return _lora(tensors, path, scale)
+    return _lora(tensors, path, _metadata_scale(metadata))
 
 
 def _finite(tensor: Tensor) -> bool:
