@@ -145,7 +145,8 @@ def run(experts: Any, hidden: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     """
     import torch
 
-    records = torch.is_grad_enabled() and (hidden.requires_grad or experts.down_proj.requires_grad)
+    trained = (hidden, weight, *experts.parameters())
+    records = torch.is_grad_enabled() and any(part.requires_grad for part in trained)
     if plain_swiglu(experts) and not records:
         packed = vars(experts).get("_fewstep_packed")
         return expert_mlp(hidden, index, weight, experts.gate_up_proj, experts.down_proj, packed=packed)
