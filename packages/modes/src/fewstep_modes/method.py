@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from fewstep import Method
+from fewstep.families import unwrapped
 from fewstep.families.moe import MoeSite
 from fewstep.families.moe_cost import MoeSizes, describe_experts, meta_model
 from fewstep.families.vlm import NAMES, TEXT, VISION
@@ -76,6 +77,7 @@ class FittedMethod(Method):
             SeamConflictError: experts of the model are skipped already.
             ValueError: this method was made for another model, or is not fitted yet.
         """
+        model = unwrapped(model)
         sites = registry.sites(model)
         if self.experts:
             check_model(sites, self.experts, self.top_k, self.layers, self.name)

@@ -80,8 +80,8 @@ class Replays:
     def _check(self, gradient: Tensor) -> None:
         if self.removed:
             raise FewstepError(
-                "experts were skipped in a forward pass with gradient checkpointing, and no longer are: call backward() before "
-                "the method is removed, or layers run again with all their experts"
+                "experts were skipped in a forward pass with gradient checkpointing, and no longer are: call "
+                "backward() before the method is removed, or layers run again with all their experts"
             )
 
 

@@ -1,4 +1,4 @@
-"""Conformance of an applied model with its surroundings: saving, copies, threads, offloading, wrappers."""
+"""Conformance of an applied model with its surroundings: saving, copies, threads, offloading, memory, wrappers."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import FewstepError
+from .answers import one_sentence, same
 from .case import Case, modules
+from .wrappers import WrappersSuite
 
 
-class SurroundingsSuite:
+class SurroundingsSuite(WrappersSuite):
     """Each test lets the method do right or refuse in one sentence; a broken model or a wrong answer is neither."""
 
     def test_a_model_saved_while_applied_loads_whole(self, case: Case, tmp_path: Path):
@@ -109,39 +111,6 @@ class SurroundingsSuite:
         finally:
             for network in networks:
                 remove_hook_from_submodules(network)
-
-    def test_a_wrapper_of_peft_is_seen_through_or_refused(self, case: Case):
-        from peft import LoraConfig, get_peft_model
-
-        if not hasattr(case.model, "get_input_embeddings"):
-            return self._refuses_a_wrapper(case)
-        with case.method.apply(case.model):
-            plain = case.call(case.model)
-        wrapped: Any = get_peft_model(case.model, LoraConfig(target_modules="all-linear", init_lora_weights=True))
-        try:
-            applied = case.method.apply(wrapped)
-        except FewstepError as refusal:
-            return one_sentence(refusal)
-        with applied:
-            assert same(case.call(wrapped), plain)
-
-    def _refuses_a_wrapper(self, case: Case) -> None:
-        """A module around the model, of a class that the method cannot know."""
-        if not isinstance(case.model, nn.Module):
-            return
-        with pytest.raises(FewstepError) as refusal:
-            case.method.apply(nn.Sequential(case.model))
-        one_sentence(refusal.value)
-
-
-def one_sentence(refusal: FewstepError) -> None:
-    """Check that a refusal is one line that says something."""
-    assert "\n" not in str(refusal) and len(str(refusal)) > 20
-
-
-def same(one: Tensor, other: Tensor) -> bool:
-    """Equal up to the rounding of another order of sums."""
-    return one.shape == other.shape and torch.allclose(one.float(), other.float(), rtol=1e-4, atol=1e-5)
 
 
 def sizes(network: nn.Module) -> dict[str, torch.Size]:
