@@ -36,7 +36,8 @@ class FittedMethod(Method):
     """Scale the kept weights of a token up to the sum of all."""
 
     special: tuple[int, ...] | None = None
-    """Token ids that keep all their experts; None takes begin, end, padding and picture marks of the configuration."""
+    """Token ids that keep all their experts; `fit` writes the special ones of tokenizer and configuration here.
+    None takes begin, end, padding and picture marks of the configuration."""
     pack: bool = False
     """Keep a second copy of the experts' weights in oneDNN's own layout: faster on a CPU, twice the memory."""
     target: float = 0.5
