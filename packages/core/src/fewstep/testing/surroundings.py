@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import threading
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,9 @@ from ..errors import FewstepError
 from .answers import one_sentence, same
 from .case import Case, modules
 from .wrappers import WrappersSuite
+
+CYCLES = 50
+"""Applications and removals after which nothing may have stayed."""
 
 
 class SurroundingsSuite(WrappersSuite):
@@ -90,6 +95,27 @@ class SurroundingsSuite(WrappersSuite):
             for thread in threads:
                 thread.join()
         assert not wrong, wrong[:3]
+
+    def test_nothing_stays_of_many_applications(self, case: Case):
+        """Python objects and memory after 50 more are as many as before, but for a few of the interpreter's own."""
+        if isinstance(case.model, nn.Module):
+            case.call(case.model)
+
+        def cycles(number: int) -> tuple[int, int]:
+            for _ in range(number):
+                case.method.apply(case.model).remove()
+            gc.collect()
+            return len(gc.get_objects()), tracemalloc.get_traced_memory()[0]
+
+        cycles(5)
+        tracemalloc.start()
+        try:
+            cycles(5)
+            objects, memory = cycles(1)
+            more, grown = cycles(CYCLES)
+        finally:
+            tracemalloc.stop()
+        assert more - objects < CYCLES and grown - memory < 1000 * CYCLES, (more - objects, grown - memory)
 
     def test_an_offloaded_model_answers_as_before_or_is_refused(self, case: Case):
         from accelerate import cpu_offload
