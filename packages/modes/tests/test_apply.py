@@ -8,7 +8,7 @@ import threading
 
 import pytest
 import torch
-from fewstep import BadFileError
+from fewstep import BadFileError, FewstepError
 from fewstep.families import moe, tiny_moe
 from fewstep.families.vlm import modality
 from fewstep_modes import MoDES, ReduceK
@@ -177,3 +177,47 @@ def test_gradients_flow_through_kept_experts_only(model, inputs):
         model(**inputs, use_cache=False).logits.sum().backward()
         experts = [site.experts for site in moe.sites(model)]
     assert all(one.down_proj.grad.isfinite().all() and one.down_proj.grad.abs().sum() > 0 for one in experts)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("family", tiny_moe.FAMILIES)
+def test_gradients_with_checkpointing_are_those_without(family, reentrant):
+    model, inputs = tiny_moe.tiny(family).train(), tiny_moe.tiny_inputs(family)
+
+    def gradients(steps=1):
+        model.zero_grad()
+        losses = [model(**inputs, use_cache=False, labels=inputs["input_ids"]).loss for _ in range(steps)]
+        sum(losses).backward()
+        return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+
+    with thresholds(0.05, 0.1).apply(model) as applied:
+        plain, once = gradients(), applied.counts.counts
+        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        model.enable_input_require_grads()
+        again, counts = gradients(), applied.counts.counts
+        twice = gradients(steps=2)
+    assert plain.keys() == again.keys() and once[:, 1:3, 0].sum() > 0
+    assert torch.equal(counts, 2 * once)  # a layer that runs again is not counted again
+    for name, gradient in plain.items():
+        torch.testing.assert_close(again[name], gradient, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(twice[name], 2 * gradient, rtol=1e-3, atol=1e-5)
+
+
+def test_a_checkpointed_backward_after_removal_is_refused(model, inputs):
+    model.train().gradient_checkpointing_enable()
+    with thresholds().apply(model):
+        loss = model(**inputs, use_cache=False).logits.sum()
+    with pytest.raises(FewstepError, match=r"backward\(\) before"):
+        loss.backward()
+
+
+def test_a_router_that_is_trained_alone_gets_its_gradient(model, inputs):
+    model.requires_grad_(False)
+    routers = [site.router for site in moe.sites(model)]
+    routers[0].requires_grad_(True)
+    with thresholds(0.0, 0.0).apply(model):
+        model(**inputs, use_cache=False).logits.square().sum().backward()
+    skipped = next(routers[0].parameters()).grad
+    model.zero_grad()
+    model(**inputs, use_cache=False).logits.square().sum().backward()
+    torch.testing.assert_close(skipped, next(routers[0].parameters()).grad, rtol=1e-3, atol=1e-4)

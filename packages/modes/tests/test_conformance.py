@@ -18,8 +18,12 @@ BASELINES = {
 }
 
 
-@torch.no_grad()
 def last_logits(model):
+    with torch.no_grad():
+        return trained_logits(model)
+
+
+def trained_logits(model):
     family = "qwen3_vl_moe" if model.config.model_type == "qwen3_vl_moe" else "qwen3_moe"
     inputs = {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in tiny_moe.tiny_inputs(family).items()}
     return model(**inputs, use_cache=False).logits[:, -1]
@@ -27,7 +31,7 @@ def last_logits(model):
 
 def case_of(method, family="qwen3_vl_moe"):
     model = tiny_moe.tiny(family, num_hidden_layers=2, layer_types=["full_attention"] * 2)
-    return Case(method=method, model=model, call=last_logits)
+    return Case(method=method, model=model, call=last_logits, trained=trained_logits)
 
 
 class TestMoDES(MethodSuite):

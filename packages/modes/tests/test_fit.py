@@ -10,7 +10,7 @@ import torch
 from fewstep.contract import Loaded
 from fewstep.errors import FewstepError
 from fewstep.families import moe, tiny_moe
-from fewstep.families.vlm import TEXT, VISION
+from fewstep.families.vlm import TEXT, VISION, special_ids
 from fewstep.fitting import Journal
 from fewstep_modes import DMT, GMLG, NAEE, Evaluator, MCMoE, MoDES, Reference, Single, calibrate, search
 from fewstep_modes.baselines import places, saliency
@@ -222,7 +222,7 @@ def test_vision_experts_are_skipped_first(model, batches):
 OTHER = {
     "samples": 3, "batch": 1, "task": "moe-latency", "seed": 1, "pack": True, "resume": False, "targets": (0.5,),
     "size": 4, "grid": "official", "score": "full_softmax", "per_modality": False, "disabled": "identity",
-    "loss": "mse", "prune": False, "data": "other.jsonl", "remove": 0.25,
+    "loss": "mse", "prune": False, "special": (11, 12, 14), "data": "other.jsonl", "remove": 0.25,
 }  # fmt: skip
 """Another value of every option."""
 
@@ -265,6 +265,22 @@ def test_no_stored_result_is_used_under_another_setting(folder, option):
 def without_seconds(method):
     points = tuple({k: v for k, v in point.items() if k != "seconds"} for point in method.points)
     return replace(method, points=points)
+
+
+def test_special_ids_are_those_of_tokenizer_and_configuration_unless_given(folder):
+    path, loaded = folder
+    loaded.processor.eos_token = "w16"
+    options = FitReduceK(data=path / "some.jsonl", samples=2, targets=(0.3,))
+    assert options(loaded, path / "one").special == (*special_ids(loaded.model), 3, 16)
+    assert replace(options, special=(5,))(loaded, path / "two").special == (5,)
+    with pytest.raises(FewstepError, match="was made with other settings"):
+        replace(options, special=(5,))(loaded, path / "one")
+
+
+def test_experts_of_special_tokens_are_not_taken_away(model, batches):
+    reference = Reference(model, batches)
+    every = calibrate(reference, special=range(97))
+    assert every.text == (0.0,) * 3 and every.vision == calibrate(reference).vision
 
 
 @pytest.mark.parametrize("fit", [FitReduceK, FitMCMoE, FitGMLG])

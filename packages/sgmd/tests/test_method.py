@@ -158,3 +158,22 @@ def test_impossible_fields_are_refused(fields, message):
 def test_steps_that_no_stock_scheduler_holds_are_refused(pipe):
     with pytest.raises(ValueError, match="evenly spaced"):
         SGMD(steps=(1000, 900, 500)).apply(pipe)
+
+
+def test_a_style_that_was_loaded_before_acts_on_top_of_the_student(pipe, sample, full_file, lora_file):
+    student = SGMD(weights=full_file)
+    with student.apply(pipe):
+        alone = sample(pipe)
+        pipe.load_lora_weights(lora_file.parent, weight_name=lora_file.name, adapter_name="style")
+        wanted = sample(pipe)
+    styled = sample(pipe)
+    assert not torch.equal(wanted, alone)
+    with student.apply(pipe):
+        assert torch.equal(sample(pipe), wanted)
+    assert torch.equal(sample(pipe), styled)
+    pipe.fuse_lora()
+    with pytest.raises(UnsupportedModelError, match="unfuse_lora"):
+        student.apply(pipe)
+    pipe.unfuse_lora()
+    with student.apply(pipe):
+        torch.testing.assert_close(sample(pipe), wanted)

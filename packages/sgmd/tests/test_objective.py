@@ -130,6 +130,17 @@ def test_a_fresh_sample_has_an_exit_of_its_own(roles, make_batch):
     assert exits[::2] != exits[1::2]
 
 
+def test_micro_batches_have_one_exit_or_each_its_own(roles, make_batch):
+    def exits(**fields):
+        objective = SGMDObjective(roles=roles, **fields)
+        return [exit_of(objective, make_batch(seed=3, micro=micro)) for micro in range(8)]
+
+    assert len(set(exits())) == 1
+    own = exits(exit_index="micro-batch")
+    assert len(set(own)) > 1 and own[0] == exits()[0]
+    assert own == exits(exit_index="micro-batch")
+
+
 def test_score_times_may_follow_the_exit_step(roles, make_batch):
     objective, exits = SGMDObjective(roles=roles, ts_schedule=True, ts_schedule_max=True), set()
     levels = [*objective.grid.sigmas.tolist(), 0.0]

@@ -58,7 +58,8 @@ def test_recipes_of_wan_fit_their_teachers_and_follow_the_official_code():
         assert sizes.latent(recipe.frames, recipe.height, recipe.width) == latent
         assert recipe.grid.timesteps.tolist() == pytest.approx([1000, 937.5, 833.3333, 625], abs=1e-3)
         assert recipe.negative == "镜头晃动，" + wan.NEGATIVE
-        assert (recipe.diversity > 0) == (name == "1.3b") and recipe.batch * recipe.accumulate * 8 in (16, 32)
+        assert (recipe.diversity > 0) == (name == "1.3b") and recipe.exit_index == "micro-batch"
+        assert recipe.batch * recipe.accumulate * 8 in (16, 32)
 
 
 def test_a_recipe_hands_its_fields_to_the_objective(roles):

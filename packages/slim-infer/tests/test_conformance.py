@@ -7,8 +7,12 @@ from fewstep.testing import Case, MethodSuite
 from fewstep_slim_infer import GemFilter, LazyLLM, SlimInfer
 
 
-@torch.no_grad()
 def last_logits(model):
+    with torch.no_grad():
+        return trained_logits(model)
+
+
+def trained_logits(model):
     return model(causal_lm.tiny_prompt(150), logits_to_keep=1).logits
 
 
@@ -22,7 +26,7 @@ class TestSlimInfer(MethodSuite):
     def case(self):
         method = SlimInfer(entry=(1, 2), keep=0.5, block=16, unit=4, score="dot")
         model = causal_lm.tiny(num_hidden_layers=3)
-        return Case(method=method, model=model, call=last_logits, others=(more_logits,))
+        return Case(method=method, model=model, call=last_logits, trained=trained_logits, others=(more_logits,))
 
 
 class TestSlimInferWhileDecoding(MethodSuite):
@@ -31,14 +35,19 @@ class TestSlimInferWhileDecoding(MethodSuite):
         method = SlimInfer(
             entry=(1, 2), keep=0.5, decode_keep=0.4, overlap=1.0, offload=True, block=16, unit=4, score="unit_softmax"
         )
-        return Case(method=method, model=causal_lm.tiny("qwen3", num_hidden_layers=3), call=last_logits)
+        return Case(
+            method=method, model=causal_lm.tiny("qwen3", num_hidden_layers=3), call=last_logits, trained=trained_logits
+        )
 
 
 class TestLazyLLM(MethodSuite):
     @pytest.fixture
     def case(self):
         return Case(
-            method=LazyLLM(entry=(1, 2), keep=0.5), model=causal_lm.tiny("qwen2", num_hidden_layers=3), call=last_logits
+            method=LazyLLM(entry=(1, 2), keep=0.5),
+            model=causal_lm.tiny("qwen2", num_hidden_layers=3),
+            call=last_logits,
+            trained=trained_logits,
         )
 
 
@@ -46,7 +55,10 @@ class TestGemFilter(MethodSuite):
     @pytest.fixture
     def case(self):
         return Case(
-            method=GemFilter(filter_layer=1, keep=0.5), model=causal_lm.tiny(num_hidden_layers=3), call=last_logits
+            method=GemFilter(filter_layer=1, keep=0.5),
+            model=causal_lm.tiny(num_hidden_layers=3),
+            call=last_logits,
+            trained=trained_logits,
         )
 
 

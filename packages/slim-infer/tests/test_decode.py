@@ -148,6 +148,22 @@ def test_guesses_are_verified_and_cropped(model, slim):
         assert torch.equal(generate(model, ids, prompt_lookup_num_tokens=3), generate(model, ids))
 
 
+def test_cropped_guesses_do_not_ask_for_blocks(model, slim):
+    """The blocks of the next token are those that it and the accepted tokens ask for."""
+    ids, more, last = causal_lm.tiny_prompt(P), causal_lm.tiny_prompt(6, seed=2), causal_lm.tiny_prompt(1, seed=3)
+    settings = {"entry": (2,), "keep": 0.5, "decode_keep": 0.3, "overlap": 1.1, "window": 4}
+    active = []
+    with slim(**settings).apply(model), torch.no_grad():
+        for guesses in (0, 1, 4):
+            cache = model(ids, use_cache=True)[ARGUMENT]
+            model(more[:, : 2 + guesses], **{ARGUMENT: cache})
+            if guesses:
+                cache.crop(-guesses)
+            model(last, **{ARGUMENT: cache})
+            active.append(sorted(cache.segments[1].resident.active[0]))
+    assert active[0] == active[1] == active[2]
+
+
 def test_the_prompt_of_a_slim_cache_cannot_be_cropped(slim):
     model = causal_lm.tiny()
     with slim().apply(model):
@@ -174,6 +190,30 @@ def test_streaming(slim):
         said = "".join(streamer)
         worker.join()
     assert said.split() == [str(t) for t in whole]
+
+
+def test_guesses_beside_plain_generation_in_four_threads(model, slim):
+    """Prompt lookup and plain generation of several prompts on one model, all at once: each as if it were alone."""
+    prompts = [causal_lm.tiny_prompt(40 + 7 * n, seed=n).repeat(1, 3) for n in range(4)]
+    options = [{}, {"prompt_lookup_num_tokens": 3}, {}, {"prompt_lookup_num_tokens": 2}]
+    wrong: list[str] = []
+    with slim().apply(model):
+        alone = [generate(model, ids) for ids in prompts]
+
+        def work(first: int) -> None:
+            try:
+                for turn in range(4):
+                    number = (first + turn) % 4
+                    made = generate(model, prompts[number], **options[(first + 2 * turn + turn // 2) % 4])
+                    if not torch.equal(made, alone[number]):
+                        wrong.append(f"prompt {number} was answered in another way")
+            except Exception as error:  # reported by the main thread
+                wrong.append(f"{type(error).__name__}: {error}")
+
+        threads = [threading.Thread(target=work, args=(first,)) for first in range(4)]
+        [thread.start() for thread in threads]
+        [thread.join() for thread in threads]
+    assert not wrong, wrong
 
 
 def test_a_pause_is_of_its_thread(slim):

@@ -110,6 +110,19 @@ def test_sharded_checkpoints_are_strict_too(forks, tmp_path):
         hidden.rename(shard)
 
 
+def test_a_damaged_shard_is_one_sentence(forks, tmp_path):
+    words = "--out", tmp_path / "run", "--steps", "2"
+    assert all(one.code == 0 for one in forks.ranks(2, *words))
+    shard = max((tmp_path / "run/checkpoints/step-00000002/shards").glob("*.safetensors"))
+    whole = shard.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    for damaged in (b"", whole[:header], b"\xff" * 8 + whole[8:], whole[:8] + b"x" * (header - 8) + whole[header:]):
+        shard.write_bytes(damaged)
+        refused = forks.ranks(2, *words, "--resume", "--steps", "3")
+        assert [one.code for one in refused] == [2, 2], refused[0].said
+        assert refused[0].said.count("\n") == 1 and "is damaged" in refused[0].said, refused[0].said
+
+
 def test_a_disk_that_is_full_for_one_rank_stops_both(forks, tmp_path):
     words = "--out", tmp_path / "run", "--parallel", "replicate"
     assert all(one.code == 0 for one in forks.ranks(2, *words, "--steps", "2"))

@@ -51,6 +51,11 @@ def test_exit_indices_are_uniform(first):
     assert chi_square < 16.27  # 0.999 quantile for 3 degrees of freedom
 
 
+def test_the_first_draw_is_the_one_without_a_number_and_later_ones_are_others():
+    draws = [draw_exit(StepGrid(), torch.Generator().manual_seed(7), number=number) for number in range(8)]
+    assert draws[0] == draw_exit(StepGrid(), torch.Generator().manual_seed(7)) and len(set(draws)) > 1
+
+
 @pytest.mark.parametrize("exit", range(4))
 @pytest.mark.parametrize("eta", [0.0, 0.9, 1.0])
 def test_the_gradient_is_that_of_the_exit_step_alone(exit, eta):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import torch
-from fewstep.families import wan_vae
+from fewstep.errors import UnsupportedModelError
+from fewstep.families import unwrapped, wan_vae
 from fewstep.families.wan_vae import Clip, DecoderStage
 from torch import Tensor, nn
 
@@ -210,6 +210,24 @@ class WanDecoder(nn.Module):
         return self.decoder(x, memory).transpose(1, 2)
 
 
+def decoder_weights(vae: Any) -> dict[str, Tensor]:
+    """Weights of the decoder of `vae` and of the convolution before it, by their names in `WanDecoder`.
+
+    Raises:
+        UnsupportedModelError: adapters are in it, which a decoder in its place does not run.
+    """
+    weights: dict[str, Tensor] = {}
+    for part in ("post_quant_conv", "decoder"):
+        module = unwrapped(getattr(vae, part))
+        if adapted := [name for name, inner in module.named_modules() if hasattr(inner, "base_layer")]:
+            raise UnsupportedModelError(
+                f"{part}.{adapted[0]} of this {type(vae).__name__} has an adapter (LoRA), which a decoder in its place "
+                "does not run: merge it into the weights and unload it first"
+            )
+        weights |= {f"{part}.{name}".replace("_orig_mod.", ""): weight for name, weight in module.named_parameters()}
+    return weights
+
+
 def exact_decoder(vae: Any) -> WanDecoder:
     """The decoder of `vae` on the same weights (no copy), computed by the fastest exact formulation.
 
@@ -218,9 +236,6 @@ def exact_decoder(vae: Any) -> WanDecoder:
     """
     with torch.device("meta"):
         decoder = WanDecoder(decoder_shape(vae.config))
-    weights: Mapping[str, Tensor] = {
-        **{f"post_quant_conv.{name}": value for name, value in vae.post_quant_conv.named_parameters()},
-        **{f"decoder.{name}": value for name, value in vae.decoder.named_parameters()},
-    }
+    weights = decoder_weights(vae)
     decoder.load_state_dict(weights, strict=True, assign=True)
     return decoder.train(vae.training)

@@ -14,7 +14,7 @@ from fewstep.families import wan_vae
 from fewstep.method import Method
 
 from . import weights as weight_files
-from .decoder import WanDecoder, decoder_shape
+from .decoder import WanDecoder, decoder_shape, decoder_weights
 from .decoding import DecodingApplied, SharedDecoder, StudentDecoder, students
 from .layers import Operator
 
@@ -135,6 +135,7 @@ class FlashVAED(Method):
             SeamConflictError: its decoder is replaced already.
         """
         vae = wan_vae.check(model)
+        decoder_weights(vae)
         student = self.student(vae.config)
         with DecodingApplied() as undo:
             undo.occupy(vae, self)

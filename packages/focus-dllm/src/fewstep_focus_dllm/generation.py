@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from fewstep.applied import Applied
 from fewstep.contract import Loaded
-from fewstep.families import masked_lm
+from fewstep.families import masked_lm, unwrapped
 from fewstep.families.attention import wrap_attention
 from fewstep.families.inputs import PromptInputs, tokenizer_of
 from fewstep.method import Method
@@ -67,7 +67,7 @@ def generate(
         UnsupportedModelError: an autoregressive model, or one without a mask token.
         ValueError: prompt and response need more positions than the model has, an empty prompt, or wrong shapes.
     """
-    decoding = decoding or DecodingOptions()
+    model, decoding = unwrapped(model), decoding or DecodingOptions()
     masked_lm.check(model)
     prompts, pad = _left_padded(input_ids, attention_mask)
     start = prompts.shape[1]
@@ -157,6 +157,7 @@ class DecodingMethod(Method):
             SeamConflictError: another decoding method is applied.
             ValueError: a field does not fit the model.
         """
+        model = unwrapped(model)
         masked_lm.check(model)
         self.check(model.config)
         with Applied() as undo:
@@ -168,6 +169,7 @@ class DecodingMethod(Method):
 
 def current_generate(model: Any) -> partial[Output]:
     """`generate` of `model` with the decoder of the method applied to it, vanilla where none is."""
+    model = unwrapped(model)
     own = getattr(model, "generate", None)  # stock models have one too, which decodes left to right
     return own if isinstance(own, partial) and own.func is generate else partial(generate, model)
 

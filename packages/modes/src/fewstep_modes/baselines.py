@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 import torch
 from fewstep import Method
 from fewstep.contract import CalibrationBatch
+from fewstep.families import unwrapped
 from fewstep.families.moe import MoeSite, run
 from fewstep.families.vlm import PADDING, TEXT, VISION
 from jaxtyping import Bool, Float, Int8
@@ -157,6 +158,7 @@ class REAP(Method):
             SeamConflictError: experts of the model are skipped already.
             ValueError: the experts were chosen for another model.
         """
+        model = unwrapped(model)
         sites = registry.sites(model)
         if self.removed:
             check_model(sites, self.experts, self.top_k, self.layers, self.name)

@@ -114,6 +114,7 @@ def calibrate(
     *,
     per_modality: bool = True,
     disabled: Disabled = "zero",
+    special: Sequence[int] | None = None,
     journal: Journal | None = None,
     track: Track = lambda steps, total: steps,
 ) -> Importance:
@@ -128,6 +129,7 @@ def calibrate(
         reference: the unchanged model on the calibration data.
         per_modality: text and vision apart, as the authors' code; otherwise all tokens of a layer, as the paper.
         disabled: output of the routed experts that are taken away; shared experts run on.
+        special: ids of tokens that keep their experts; None takes those of the configuration.
         journal: keeps finished pieces; None keeps them in memory.
         track: shows progress.
 
@@ -141,8 +143,9 @@ def calibrate(
     total = dict.fromkeys(((site.layer, kind) for site in sites for kind in kinds), 0.0)
     for site, kind, number in track(jobs, len(jobs)):
         key = ["alpha", reference.loss, disabled, site.layer, kind, number]
+        key += [] if special is None else [list(special)]
         if (divergence := journal.get(key)) is None:
-            apply = without_layer(sites, site, kind, disabled)
+            apply = without_layer(sites, site, kind, disabled, special)
             divergence = journal.put(key, max(0.0, reference.divergence(apply, number)))
         total[site.layer, kind] += divergence
     mean = {key: value / reference.tokens for key, value in total.items()}
@@ -151,7 +154,11 @@ def calibrate(
 
 
 def without_layer(
-    sites: Sequence[MoeSite], chosen: MoeSite, kind: int | None, disabled: Disabled
+    sites: Sequence[MoeSite],
+    chosen: MoeSite,
+    kind: int | None,
+    disabled: Disabled,
+    special: Sequence[int] | None = None,
 ) -> Callable[[Any], SkipApplied]:
     """Return what takes the routed experts of one layer from the tokens of one modality, or from all tokens."""
     taken: list[Tensor] = []
@@ -167,7 +174,7 @@ def without_layer(
         return (hidden, *rest) if rest else hidden
 
     def apply(model: Any) -> SkipApplied:
-        applied = skip(model, sites, policy, MoDES(), protect_special=kind is not None)
+        applied = skip(model, sites, policy, MoDES(), special=special, protect_special=kind is not None)
         if disabled == "identity":
             applied.callback(chosen.block.register_forward_hook(add_input).remove)
         return applied

@@ -38,8 +38,17 @@ def _free(default: Any) -> Any:
 class Session:
     """The model, calibration data, journal and progress bar of one fit."""
 
-    def __init__(self, model: Any, batches: list[CalibrationBatch], journal: Journal, bar: Any, loss: Loss) -> None:
+    def __init__(
+        self,
+        model: Any,
+        batches: list[CalibrationBatch],
+        journal: Journal,
+        bar: Any,
+        loss: Loss,
+        special: tuple[int, ...],
+    ) -> None:
         self.model, self.batches, self.journal, self.bar, self.loss = model, batches, journal, bar, loss
+        self.special = special
         self.sites = registry.sites(model)
 
     @cached_property
@@ -51,7 +60,12 @@ class Session:
         """Calibrate, or read back, the importance of every layer."""
         track = partial(self.bar.track, description="importance of layers")
         return calibrate(
-            self.reference, per_modality=per_modality, disabled=disabled, journal=self.journal, track=track
+            self.reference,
+            per_modality=per_modality,
+            disabled=disabled,
+            special=self.special,
+            journal=self.journal,
+            track=track,
         )
 
     def evaluator(self, most: int | None = None) -> Evaluator:
@@ -74,6 +88,9 @@ class SkipFitting:
     """Your own data instead: JSON lines with prompt, answer and (optional, relative to the file) image."""
     seed: int = _free(0)
     """Seed of the samples that are drawn."""
+    special: tuple[int, ...] | None = _free(None)
+    """Ids of tokens that keep all their experts, in the fitted method too; None takes the special ones of the tokenizer
+    and of the configuration."""
     pack: bool = _free(False)
     """Let the fitted method keep a packed copy of the experts' weights: faster on a CPU, twice the memory."""
     resume: bool = _free(True)
@@ -90,10 +107,12 @@ class SkipFitting:
         """
         registry.sites(loaded.model)
         batches = self.batches(loaded)
+        special = vlm.special_ids_of(loaded) if self.special is None else self.special
         settings = {"model": loaded.name, "dtype": str(loaded.model.dtype), "data": digest(batches), **self.depends()}
+        settings["special"] = list(special)
         journal = Journal(out / "fit.jsonl", settings, resume=self.resume)
         with progress_bar() as bar:
-            session = Session(loaded.model, batches, journal, bar, getattr(self, "loss", "kl"))
+            session = Session(loaded.model, batches, journal, bar, getattr(self, "loss", "kl"), special)
             method = replace(self.fitted(session), pack=self.pack)
         source = self.data.name if self.data else self.task
         about = {"model": loaded.name, "calibration": f"{source}, {self.samples} samples, seed {self.seed}"}
@@ -161,7 +180,11 @@ class FitMoDES(SkipFitting):
 
     def fitted(self, session: Session) -> Any:
         """Calibrate, then search."""
-        return self.searched(session, MoDES(score=self.score), session.importance(self.per_modality, self.disabled))
+        return self.searched(
+            session,
+            MoDES(score=self.score, special=session.special),
+            session.importance(self.per_modality, self.disabled),
+        )
 
     def searched(self, session: Session, base: Any, importance: Importance | None) -> Any:
         """Search two thresholds for each target, beginning with `base`."""
@@ -176,7 +199,7 @@ class FitDMT(FitMoDES):
 
     def fitted(self, session: Session) -> Any:
         """Search."""
-        return self.searched(session, DMT(score=self.score), None)
+        return self.searched(session, DMT(score=self.score, special=session.special), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +218,7 @@ class FitSingle(SkipFitting):
 
     def base(self, session: Session, evaluate: Evaluator) -> FittedMethod:
         """Return the method before its setting is known."""
-        return self.method
+        return replace(self.method, special=session.special)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +235,7 @@ class FitGMLG(FitSingle):
     def base(self, session: Session, evaluate: Evaluator) -> FittedMethod:
         """Calibrate one importance for all tokens of a layer."""
         alpha = Importance.normalised(session.importance().shared)
-        return GMLG(alpha_text=alpha, alpha_vision=alpha)
+        return GMLG(alpha_text=alpha, alpha_vision=alpha, special=session.special)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,9 +246,9 @@ class FitMCMoE(FitSingle):
         """Choose the layers in which pairs are skipped; all, where those are not enough for the highest ratio."""
         importance, layers = session.importance().shared, [site.layer for site in session.sites]
         order = sorted(range(len(layers)), key=lambda i: importance[i])[: max(1, round(PRUNABLE * len(layers)))]
-        method = MCMoE(prunable=tuple(sorted(layers[i] for i in order)))
+        method = MCMoE(prunable=tuple(sorted(layers[i] for i in order)), special=session.special)
         reached = evaluate(method.at(beta=1.0))["ratio"]
-        return method if reached >= max(self.targets) else MCMoE()
+        return method if reached >= max(self.targets) else replace(method, prunable=())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,7 +267,7 @@ class FitReduceK(FitSingle):
         def step(keep: float) -> float:
             return top * (1 - round((1 - keep / top) * parts) / parts)
 
-        method = bisect(session.evaluator(), ReduceK(), self.targets, top, 0.0, step)
+        method = bisect(session.evaluator(), ReduceK(special=session.special), self.targets, top, 0.0, step)
         for point in method.points:
             if point["ratio"] < point["target"] - SHORT:
                 raise FewstepError(f"reduce-k skips at most {point['ratio']:.3f} of the pairs, not {point['target']:g}")
@@ -271,4 +294,4 @@ class FitREAP(SkipFitting):
             tuple(sorted(scores[site.layer].argsort(stable=True)[: round(self.remove * site.count)].tolist()))
             for site in session.sites
         )
-        return REAP(removed=removed, **model_facts(session.sites))
+        return REAP(removed=removed, special=session.special, **model_facts(session.sites))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from fewstep import Method
+from fewstep.families import unwrapped
 from fewstep.families.moe import MoeSite
 from fewstep.families.moe_cost import MoeSizes, describe_experts, meta_model
 from fewstep.families.vlm import NAMES, TEXT, VISION
@@ -35,7 +36,8 @@ class FittedMethod(Method):
     """Scale the kept weights of a token up to the sum of all."""
 
     special: tuple[int, ...] | None = None
-    """Token ids that keep all their experts; None takes begin, end, padding and picture marks of the configuration."""
+    """Token ids that keep all their experts; `fit` writes the special ones of tokenizer and configuration here.
+    None takes begin, end, padding and picture marks of the configuration."""
     pack: bool = False
     """Keep a second copy of the experts' weights in oneDNN's own layout: faster on a CPU, twice the memory."""
     target: float = 0.5
@@ -76,6 +78,7 @@ class FittedMethod(Method):
             SeamConflictError: experts of the model are skipped already.
             ValueError: this method was made for another model, or is not fitted yet.
         """
+        model = unwrapped(model)
         sites = registry.sites(model)
         if self.experts:
             check_model(sites, self.experts, self.top_k, self.layers, self.name)

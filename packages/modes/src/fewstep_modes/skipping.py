@@ -16,6 +16,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from . import registry
+from .replay import Replays
 from .rule import RouterOutput, SkipPolicy
 
 SEAMS = frozenset({"experts"})
@@ -102,14 +103,21 @@ class _Hooks:
     renormalise: bool
     counts: Int[Tensor, "l m 2"]
     passes: dict[int, list[Tensor]] = field(default_factory=dict)
+    replays: Replays = field(default_factory=Replays)
     lock: Any = field(default_factory=threading.Lock)
 
     def register(self, model: Any) -> list[Any]:
         return [
             model.register_forward_pre_hook(self.enter, with_kwargs=True),
             model.register_forward_hook(self.leave, always_call=True),
+            *self.replays.register(model, self.sites, self.current),
             *(site.router.register_forward_hook(partial(self.route, n, site)) for n, site in enumerate(self.sites)),
         ]
+
+    def current(self) -> Tensor | None:
+        """Return the modalities of the forward pass that this thread is in."""
+        stack = self.passes.get(threading.get_ident())
+        return stack[-1] if stack else None
 
     @torch.compiler.disable
     def enter(self, model: Any, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -130,18 +138,21 @@ class _Hooks:
     def route(self, number: int, site: MoeSite, router: Any, args: tuple, output: tuple) -> tuple:
         """Mark the pairs that the policy skips with the index ``E``."""
         logits, weight, index = output
-        stack = self.passes.get(threading.get_ident())
-        if not stack or stack[-1].numel() != len(index):
+        kind = first = self.current()
+        if first is None:
+            kind = self.replays.current()
+        if kind is None or kind.numel() != len(index):
             raise ValueError(
                 f"layer {site.layer} was run outside a call of the model; call the model that was applied to"
             )
         hidden = args[0].reshape(len(index), -1)
-        routed = RouterOutput(logits.reshape(len(index), -1), weight, index, hidden, stack[-1])
+        routed = RouterOutput(logits.reshape(len(index), -1), weight, index, hidden, kind)
         keep = self.policy(site, routed)
         if self.protect_special:
             keep = keep | (routed.kind == OTHER)[:, None]
         keep = keep & (routed.kind != PADDING)[:, None]
-        self._count(number, routed.kind, keep)
+        if first is not None:
+            self._count(number, routed.kind, keep)
         if self.renormalise:
             kept = (weight * keep).sum(-1, keepdim=True)
             weight = weight * (weight.sum(-1, keepdim=True) / kept.clamp(min=1e-20)).to(weight.dtype)

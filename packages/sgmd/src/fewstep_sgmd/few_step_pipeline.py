@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from fewstep.applied import Applied
+from fewstep.families import plain_parameters
 from fewstep.flow import StepGrid
 from torch import Tensor, nn
 
@@ -42,8 +43,9 @@ def _few_step_class(cls: type, steps: int) -> type:
 
 def replace_weights(undo: Applied, network: nn.Module, values: Mapping[str, Tensor]) -> None:
     """Overwrite parameters in place until undone; the values before wait on the host, so the device holds no copy."""
+    parameters = plain_parameters(network)
     for name, value in values.items():
-        parameter = network.get_parameter(name)
+        parameter = parameters[name]
         undo.callback(_overwrite, parameter, parameter.detach().to("cpu", copy=True))
         _overwrite(parameter, value)
 

@@ -154,6 +154,7 @@ def sgmd_wan_1_3b() -> SGMDRecipe:
         precision="bfloat16",
         recompute=True,
         diversity=0.05,
+        exit_index="micro-batch",
     )
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from fewstep.errors import BadFileError
+from fewstep.errors import BadFileError, UnsupportedModelError
+from fewstep.families import has_fused_adapters, plain_parameters
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -59,9 +60,15 @@ class StudentWeights:
 
         Raises:
             BadFileError: the weights do not fit; the first misfit is named.
+            UnsupportedModelError: another LoRA is fused into weights that the student replaces.
         """
-        current = dict(transformer.named_parameters())
+        current = plain_parameters(transformer)
         self.check_fits({name: parameter.shape for name, parameter in current.items()}, source)
+        if self.full and has_fused_adapters(transformer):
+            raise UnsupportedModelError(
+                f"a LoRA is fused into the weights of this {type(transformer).__name__}, which the student's weights "
+                "replace: call unfuse_lora() first, then it acts on top of the student"
+            )
         if self.full:
             return self.full
         return {

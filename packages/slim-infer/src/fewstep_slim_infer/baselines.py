@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from fewstep.applied import Applied
+from fewstep.families import unwrapped
 from fewstep.families.attention import QueryCapture, capture_queries, wrap_attention
 from fewstep.families.causal_lm import attend, check
 from fewstep.families.kv_cache import ARGUMENT
@@ -57,6 +58,7 @@ class LazyLLM(Method):
             SeamConflictError: another method is applied to the model.
             ValueError: an entry layer is beyond the model's last one.
         """
+        model = unwrapped(model)
         check(model)
         return install(model, self, self._tokenwise().resolve(model.config))
 
@@ -94,6 +96,7 @@ class GemFilter(Method):
             SeamConflictError: another method is applied to the model.
             ValueError: the model has no such layer.
         """
+        model = unwrapped(model)
         decoder = check(model)
         layer, keep = self.filter_layer, self.keep
         if layer is None or keep is None:

@@ -28,7 +28,8 @@ class Segment:
     blocks: list[list[int]] = field(default_factory=list)
     """Original numbers of the blocks that each row keeps here, ascending; empty before the first entry layer."""
     recent: Float[Tensor, "r h w d"] | None = None
-    """The last ``window - 1`` queries of the layer before, for the local query of the next step."""
+    """The last queries of the layer before, for the local query of the next step: ``window - 1``, and as many as the
+    last call had tokens."""
     candidates: list[Candidates] = field(default_factory=list)
     """Blocks that decoding chooses from, for each row; only with `decode_keep` or ``decode_from="recompute"``."""
     hidden: dict[int, Float[Tensor, "b d"]] = field(default_factory=dict)
@@ -62,6 +63,11 @@ class Segment:
             layers, pads, self.candidates, blocks=full, slots=slots, settings=settings, copier=copier
         )
         self.valid = self.resident.valid
+
+    def crop(self, tokens: int) -> None:
+        """Forget the queries of the last `tokens` tokens."""
+        if self.recent is not None:
+            self.recent = self.recent[:, :, : max(self.recent.shape[2] - tokens, 0)]
 
     def select_rows(self, rows: Int[Tensor, " r"]) -> None:
         """Keep these rows of the batch, in this order."""
@@ -147,6 +153,8 @@ class SlimCache(Cache):
             self.seen += tokens_to_remove
             for layer in self.layers:
                 layer.crop(tokens_to_remove)
+            for segment in self.segments:
+                segment.crop(-tokens_to_remove)
 
     def reset(self) -> None:
         """Forget everything, as new."""

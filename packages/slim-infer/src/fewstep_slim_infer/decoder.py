@@ -182,7 +182,8 @@ class SlimDecoder:
             if missing := resident.missing(row, blocks):
                 self._recompute(sorted(missing), segment, cache)
             resident.activate(row, blocks)
-        segment.recent = queries[:, :, max(queries.shape[2] - window + 1, 0) :]
+        # so many more as there are new tokens: those that turn out to be wrong guesses are cropped
+        segment.recent = queries[:, :, max(queries.shape[2] - window + 1 - capture.query.shape[2], 0) :]
 
     def _recompute(self, blocks: list[int], segment: Any, cache: Any) -> None:
         """Run `blocks` that the prefill dropped through a segment, each token seeing earlier active ones. One row only.

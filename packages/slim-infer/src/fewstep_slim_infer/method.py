@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, ClassVar, Literal, Self
 
 from fewstep.applied import Applied
-from fewstep.families import causal_lm
+from fewstep.families import causal_lm, unwrapped
 from fewstep.families.attention import capture_queries, wrap_attention
 from fewstep.families.kv_cache import ARGUMENT
 from fewstep.method import Method
@@ -168,6 +168,7 @@ class SlimInfer(Method):
             SeamConflictError: another method is applied to it.
             ValueError: an entry layer is beyond the model's last one.
         """
+        model = unwrapped(model)
         causal_lm.check(model)
         return install(model, self, self.resolve(model.config))
 

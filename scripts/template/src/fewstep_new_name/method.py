@@ -7,7 +7,7 @@ from typing import ClassVar, Self
 
 import torch
 from fewstep import Applied, Method
-from fewstep.families import causal_lm
+from fewstep.families import causal_lm, unwrapped
 from torch import Tensor, nn
 
 
@@ -27,12 +27,13 @@ class NewName(Method):
 
     def apply(self, model: nn.Module) -> Applied:
         """Swap the weights for rounded ones; see `Method.apply`."""
+        model = unwrapped(model)  # of PEFT and torch.compile
         decoder = causal_lm.check(model)
         with Applied() as undo:
             undo.needs_weights(decoder, self)
             undo.occupy(model, self)
-            for module in decoder.layers.modules():
-                if isinstance(module, nn.Linear):
+            for name, module in decoder.layers.named_modules():
+                if isinstance(module, nn.Linear) and ".lora_" not in name:  # adapters act on top
                     original = module.weight
                     undo.callback(setattr, module, "weight", original)  # pushed first: an exception undoes it too
                     module.weight = nn.Parameter(rounded(original.detach(), self.step), original.requires_grad)

@@ -102,6 +102,43 @@ def of(model: Any) -> Any:
     )
 
 
+def unwrapped(model: Any) -> Any:
+    """Return the model that a wrapper of ``torch.compile`` or of PEFT runs, or `model` itself.
+
+    What is changed in it holds for calls of the wrapper too.
+
+    Raises:
+        UnsupportedModelError: the wrapper puts learned tokens before the prompt, which a model inside knows nothing of.
+    """
+    while True:
+        if "_orig_mod" in getattr(model, "_modules", ()):
+            model = model._orig_mod
+        elif "PeftModel" in (cls.__name__ for cls in type(model).__mro__):
+            if model.active_peft_config.is_prompt_learning:
+                raise UnsupportedModelError(
+                    f"this {type(model).__name__} puts learned tokens before the prompt ({model.peft_type}): adapters "
+                    "that change layers, such as LoRA, are supported"
+                )
+            model = model.get_base_model()
+        else:
+            return model
+
+
+def plain_parameters(network: Any) -> dict[str, Any]:
+    """Return the network's own parameters by the names of its class, without those that adapters of PEFT brought."""
+    adapted = tuple(f"{name}." for name, module in network.named_modules() if name and hasattr(module, "base_layer"))
+    return {
+        name.replace("base_layer.", "").replace("_orig_mod.", ""): parameter
+        for name, parameter in network.named_parameters()
+        if all(name.startswith(f"{prefix}base_layer.") for prefix in adapted if name.startswith(prefix))
+    }
+
+
+def has_fused_adapters(network: Any) -> bool:
+    """Tell whether adapters of PEFT that can still be taken back are fused into the weights of `network`."""
+    return any(getattr(module, "merged_adapters", ()) for module in network.modules())
+
+
 def denoiser(model: Any) -> Any:
     """Return the module of a model's family, if it is trained by flow matching.
 

@@ -65,13 +65,20 @@ def _sites(model: Any) -> list[MoeSite]:
 
 
 def _site(name: str, block: Any) -> MoeSite | None:
-    experts: Any = getattr(block, "experts", None)
+    experts: Any = _plain(getattr(block, "experts", None))
     router: Any = getattr(block, "gate", getattr(block, "router", None))
-    if not hasattr(experts, "num_experts") or not hasattr(router, "top_k"):
+    if not hasattr(experts, "num_experts") or not hasattr(_plain(router), "top_k"):
         return None
     layer = int((re.findall(r"\.(\d+)\.", f".{name}.") or ["0"])[-1])
     shared = any(hasattr(block, attribute) for attribute in ("shared_experts", "shared_expert"))
-    return MoeSite(layer, block, router, experts, experts.num_experts, router.top_k, shared)
+    return MoeSite(layer, block, router, experts, experts.num_experts, _plain(router).top_k, shared)
+
+
+def _plain(module: Any) -> Any:
+    """Return the module of the model inside wrappers of PEFT, which add to its weights while it runs."""
+    while hasattr(module, "base_layer"):
+        module = module.base_layer
+    return module
 
 
 def install(undo: ExitStack, model: Any, *, pack: bool = False) -> None:
@@ -145,7 +152,8 @@ def run(experts: Any, hidden: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     """
     import torch
 
-    records = torch.is_grad_enabled() and (hidden.requires_grad or experts.down_proj.requires_grad)
+    trained = (hidden, weight, *experts.parameters())
+    records = torch.is_grad_enabled() and any(part.requires_grad for part in trained)
     if plain_swiglu(experts) and not records:
         packed = vars(experts).get("_fewstep_packed")
         return expert_mlp(hidden, index, weight, experts.gate_up_proj, experts.down_proj, packed=packed)

@@ -55,6 +55,13 @@ def special_ids(model: Any) -> tuple[int, ...]:
     return _ids(model, _SPECIAL_IDS)
 
 
+def special_ids_of(loaded: Loaded) -> tuple[int, ...]:
+    """Return `special_ids` of a loaded model and those that its tokenizer calls special, without placeholders."""
+    tokenizer = getattr(loaded.processor, "tokenizer", loaded.processor)
+    listed = getattr(tokenizer, "all_special_ids", None) or ()
+    return tuple(sorted({*special_ids(loaded.model), *listed} - set(vision_ids(loaded.model))))
+
+
 def vision_ids(model: Any) -> tuple[int, ...]:
     """Return the ids of the placeholders of pictures and videos; empty for a model that reads text alone."""
     return _ids(model, _VISION_IDS)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..data.files import read_text
 from ..errors import BadFileError, UnsupportedModelError
 from ..flow import TRAIN_STEPS, Latent
-from . import wan_vae
+from . import unwrapped, wan_vae
 
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
 """Endings of the names of the layers that get LoRA adapters by default."""
@@ -45,12 +45,13 @@ def check(model: Any) -> Any:
         raise UnsupportedModelError(
             f"this {kind} has two experts (Wan2.2-A14B); those with one transformer are supported"
         )
-    for name, parameter in model.transformer.named_parameters():
+    transformer = unwrapped(model.transformer)
+    for name, parameter in transformer.named_parameters():
         if parameter.is_meta or not parameter.is_floating_point():
             raise UnsupportedModelError(
                 f"{name} of this {kind} is quantised or offloaded layer by layer; apply the method before that"
             )
-    return model.transformer
+    return transformer
 
 
 def velocity(network: nn.Module, noisy: Latent, sigma: Float[Tensor, " b"], cond: Float[Tensor, "b t d"]) -> Latent:

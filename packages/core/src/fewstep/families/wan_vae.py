@@ -19,6 +19,7 @@ from torch import nn
 
 from ..data.video import Clip
 from ..errors import UnsupportedModelError
+from . import unwrapped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,7 @@ def check(model: Any) -> Any:
     Raises:
         UnsupportedModelError: there is none.
     """
-    vae = getattr(model, "vae", model)
+    vae = unwrapped(getattr(model, "vae", model))
     if type(vae).__name__ != "AutoencoderKLWan" or not isinstance(vae, nn.Module):
         kind = type(model).__name__
         described = kind if vae is model else f"{kind} with {type(vae).__name__} as its VAE"

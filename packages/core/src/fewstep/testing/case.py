@@ -22,6 +22,8 @@ class Case:
     """Runs the model and returns its output; must be deterministic for a given model."""
     others: tuple[Callable[[Any], Tensor], ...] = ()
     """Further calls with other inputs and options, for threads: other lengths, text beside pictures, ..."""
+    trained: Callable[[Any], Tensor] | None = None
+    """A call that records gradients; None where no one trains through the method."""
     compiled: Callable[[Any], Tensor] | None = None
     """Call of a compiled model, where it differs from `call`."""
 

@@ -1,10 +1,12 @@
-"""Conformance of an applied model with its surroundings: saving, copies, threads, offloading, wrappers."""
+"""Conformance of an applied model with its surroundings: saving, copies, threads, offloading, memory, wrappers."""
 
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import threading
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import FewstepError
+from .answers import one_sentence, same
 from .case import Case, modules
+from .wrappers import WrappersSuite
+
+CYCLES = 50
+"""Applications and removals after which nothing may have stayed."""
 
 
-class SurroundingsSuite:
+class SurroundingsSuite(WrappersSuite):
     """Each test lets the method do right or refuse in one sentence; a broken model or a wrong answer is neither."""
 
     def test_a_model_saved_while_applied_loads_whole(self, case: Case, tmp_path: Path):
@@ -89,6 +96,27 @@ class SurroundingsSuite:
                 thread.join()
         assert not wrong, wrong[:3]
 
+    def test_nothing_stays_of_many_applications(self, case: Case):
+        """Python objects and memory after 50 more are as many as before, but for a few of the interpreter's own."""
+        if isinstance(case.model, nn.Module):
+            case.call(case.model)
+
+        def cycles(number: int) -> tuple[int, int]:
+            for _ in range(number):
+                case.method.apply(case.model).remove()
+            gc.collect()
+            return len(gc.get_objects()), tracemalloc.get_traced_memory()[0]
+
+        cycles(5)
+        tracemalloc.start()
+        try:
+            cycles(5)
+            objects, memory = cycles(1)
+            more, grown = cycles(CYCLES)
+        finally:
+            tracemalloc.stop()
+        assert more - objects < CYCLES and grown - memory < 1000 * CYCLES, (more - objects, grown - memory)
+
     def test_an_offloaded_model_answers_as_before_or_is_refused(self, case: Case):
         from accelerate import cpu_offload
         from accelerate.hooks import remove_hook_from_submodules
@@ -109,39 +137,6 @@ class SurroundingsSuite:
         finally:
             for network in networks:
                 remove_hook_from_submodules(network)
-
-    def test_a_wrapper_of_peft_is_seen_through_or_refused(self, case: Case):
-        from peft import LoraConfig, get_peft_model
-
-        if not hasattr(case.model, "get_input_embeddings"):
-            return self._refuses_a_wrapper(case)
-        with case.method.apply(case.model):
-            plain = case.call(case.model)
-        wrapped: Any = get_peft_model(case.model, LoraConfig(target_modules="all-linear", init_lora_weights=True))
-        try:
-            applied = case.method.apply(wrapped)
-        except FewstepError as refusal:
-            return one_sentence(refusal)
-        with applied:
-            assert same(case.call(wrapped), plain)
-
-    def _refuses_a_wrapper(self, case: Case) -> None:
-        """A module around the model, of a class that the method cannot know."""
-        if not isinstance(case.model, nn.Module):
-            return
-        with pytest.raises(FewstepError) as refusal:
-            case.method.apply(nn.Sequential(case.model))
-        one_sentence(refusal.value)
-
-
-def one_sentence(refusal: FewstepError) -> None:
-    """Check that a refusal is one line that says something."""
-    assert "\n" not in str(refusal) and len(str(refusal)) > 20
-
-
-def same(one: Tensor, other: Tensor) -> bool:
-    """Equal up to the rounding of another order of sums."""
-    return one.shape == other.shape and torch.allclose(one.float(), other.float(), rtol=1e-4, atol=1e-5)
 
 
 def sizes(network: nn.Module) -> dict[str, torch.Size]:

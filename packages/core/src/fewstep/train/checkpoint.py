@@ -162,6 +162,24 @@ def _fill(file: Path, values: Mapping[str, Tensor]) -> None:
 
 
 def _load_shards(folder: Path, tensors: Tensors) -> None:
+    """Read the shards of this rank.
+
+    Raises:
+        BadFileError: one is missing, damaged or of another run.
+    """
+    try:
+        _read_shards(folder, tensors)
+    except (FewstepError, FileNotFoundError):
+        raise
+    except (Exception, dcp.api.CheckpointException) as error:  # torch lets the errors of every layer below it through
+        causes = [failure for failure, _ in getattr(error, "failures", {}).values()] or [error]
+        reason = " ".join(f"{type(causes[0]).__name__}: {causes[0]}".split())[:200]
+        raise BadFileError(
+            f"a shard in {folder} is damaged ({reason}); remove {folder.parent} to use the one before"
+        ) from error
+
+
+def _read_shards(folder: Path, tensors: Tensors) -> None:
     reader = dcp.HuggingFaceStorageReader(str(folder))
     flat = _flat(tensors)
     stored = reader.read_metadata().state_dict_metadata

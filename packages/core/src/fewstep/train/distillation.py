@@ -25,7 +25,7 @@ from .parallel import World
 from .prompts import embedded, read_prompts
 from .recipe import Job, Recipe, free
 from .roles import Roles, full_roles, lora_roles
-from .rollout import sample
+from .rollout import ExitIndex, sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +62,8 @@ class Distillation(Recipe):
     """Critic updates for each student update."""
     count: Literal["student", "critic"] = "student"
     """Role whose updates a step counts."""
+    exit_index: ExitIndex = "update"
+    """One exit index for all micro-batches of an update, or for each its own (as in the official trainer of SGMD)."""
     student: AdamW = AdamW(lr=2e-6)
     """Optimiser of the student."""
     critic: AdamW = AdamW(lr=4e-7)
@@ -109,6 +111,7 @@ class Distillation(Recipe):
             "guidance": self.guidance,
             "eta": self.eta,
             "schedule": self.schedule,
+            "exit_index": self.exit_index,
         }
 
     def settings(self, world: World) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from .. import flow
 from ..flow import Latent, ScoreTime, StepGrid
 from .objective import Batch, UpdateSchedule
 from .roles import Roles, guided
-from .rollout import Rollout, draw_exit, rollout
+from .rollout import ExitIndex, Rollout, draw_exit, rollout
 
 
 def dmd_gradient(x: Latent, critic: Latent, teacher: Latent) -> Latent:
@@ -53,6 +53,9 @@ class DMD2:
     schedule: UpdateSchedule = field(default_factory=UpdateSchedule)
     """Critic updates for each student update."""
 
+    exit_index: ExitIndex = "update"
+    """One exit index for all micro-batches whose gradients are accumulated, or for each its own."""
+
     def phases(self, step: int) -> tuple[str, ...]:
         return self.schedule.phases(step)
 
@@ -78,7 +81,8 @@ class DMD2:
 
     def rollout(self, batch: Batch, *, grad: bool, first: int = 0) -> Rollout:
         """A sample of the student with an exit index of its own, from ``first..K-1``."""
-        exit = draw_exit(self.grid, batch.shared, first)
+        number = batch.micro if self.exit_index == "micro-batch" else 0
+        exit = draw_exit(self.grid, batch.shared, first, number)
         batch.metrics["exit"] = float(exit)
         start = batch.normal()
         student = self.roles.student

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from .. import flow
 from ..flow import Latent, StepGrid
 from .parallel import broadcast
 from .roles import Role
+
+ExitIndex = Literal["update", "micro-batch"]
+"""Samples that share an exit index: all of one update, or those of one micro-batch, on all ranks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +37,18 @@ class Rollout:
     """The noise it began with."""
 
 
-def draw_exit(grid: StepGrid, generator: torch.Generator, first: int = 0) -> int:
+def draw_exit(grid: StepGrid, generator: torch.Generator, first: int = 0, number: int = 0) -> int:
     """An exit index, uniform over ``first..K-1`` and the same on all ranks: that of rank 0.
 
     Ranks with different indices would run different numbers of forward passes, which sharded networks cannot.
+
+    Args:
+        grid: of K levels.
+        generator: new for each call.
+        first: lowest index.
+        number: of the draw that is returned, from 0: those before it are for other micro-batches.
     """
-    return broadcast(int(torch.randint(first, len(grid), (), generator=generator)))
+    return broadcast(int(torch.randint(first, len(grid), (number + 1,), generator=generator)[-1]))
 
 
 def rollout(
