@@ -111,14 +111,20 @@ def commit(network: nn.Module, clean: Latent, cond: Float[Tensor, "b t d"], cach
 
 
 def recache(
-    network: nn.Module, chunks: Sequence[Latent], cond: Float[Tensor, "b t d"], cache: ChunkCache
+    network: nn.Module, chunks: Sequence[tuple[int, Latent]], cond: Float[Tensor, "b t d"], cache: ChunkCache
 ) -> ChunkCache:
-    """Rebuild a cache from the finished chunks that it still sees, under another prompt; positions stay."""
-    first = cache.frames - sum(chunk.shape[2] for chunk in chunks)
-    fresh = replace(cache.reset(), frames=first)
-    for chunk in chunks:
-        fresh = commit(network, chunk, cond, fresh)
-    return fresh
+    """Rebuild a cache under another prompt, from the finished chunks that it still sees; positions stay.
+
+    Args:
+        network: made causal by `make_causal`.
+        chunks: first frame and latents of each chunk in the sink or the window, in order.
+        cond: the new prompt's embeddings.
+        cache: the one to rebuild; it stays as it is.
+    """
+    fresh = cache.reset()
+    for start, latents in chunks:
+        fresh = commit(network, latents, cond, replace(fresh, frames=start))
+    return replace(fresh, frames=cache.frames)
 
 
 def teacher_forced(
