@@ -55,7 +55,7 @@ def _whole(job: Job, work: Path) -> str:
 
 def _killed(job: Job, wanted: str, count: int, chance: random.Random, work: Path, seen: Outcome) -> None:
     """Kill one run at random moments until it comes to its end, then compare."""
-    code, end = None, min(count, seen["kills"] + TOGETHER)
+    code, text, end = None, "", min(count, seen["kills"] + TOGETHER)
     while code is None and seen["kills"] < end:
         code, text = run(list(job.words), work, kill_after=chance.uniform(0.2, job.longest))
         seen["kills"] += code is None
@@ -91,7 +91,7 @@ def jobs(work: Path) -> list[Job]:
     train = ["train", "dmd2", "--teacher", "teacher", "--prompts", "prompts.txt", *sizes.split(), "--ema", "0.9"]
     moe = ["--model", "moe", "--task", "moe-latency", "--length", "16", "--new-tokens", "1", "--threads", "1"]
     fit = "fit modes --model moe --task moe-latency --samples 64 --targets 0.5 --size 40 --threads 1 --out fitted"
-    made, text = run(fit.replace("--out fitted", "--out saved").split(), work)
+    made, text = run([*fit.split()[:-1], "saved"], work)
     if made:
         raise SystemExit(f"no method to save: {text}")
     video = ["run", "sgmd", "--model", "teacher", "--untrained", "--prompt", "a cat", "--frames", "5"]

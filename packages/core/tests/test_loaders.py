@@ -48,6 +48,10 @@ def test_a_folder_gives_the_saved_model_and_its_tokenizer(saved: Path):
     assert not loaded.model.training and loaded.model.dtype == torch.float32
 
 
+def test_a_path_is_as_good_as_its_text(saved: Path):
+    assert load(saved).name == str(saved) == load(str(saved)).name
+
+
 def test_a_model_with_pictures_brings_its_processor_without_torchvision(tmp_path: Path):
     from fewstep.loaders import without_video
     from PIL import Image

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from fewstep.data import video
+from fewstep.data.video_reader import read_video
 from fewstep.testing.cli import run_command_line
 from fewstep_flash_vaed import FlashVAED
 from safetensors.torch import load_file, save_file
@@ -19,6 +20,7 @@ def folder(tmp_path_factory):
     make_vae().save_pretrained(root / "vae")
     save_file({"latents": torch.randn(1, 4, 3, 6, 6)}, root / "latents.safetensors")
     video.write(torch.rand(8, 3, 26, 31), root / "clip.mp4")
+    (root / "notes.txt").write_text("some words of a text\n" * 100)
     return root
 
 
@@ -51,7 +53,7 @@ def test_run_decodes_a_users_video_side_by_side(folder):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert all(text in done.stdout for text in ("7 frames of 32x24", "sharpness", "against the teacher: PSNR"))
-    assert video.read(folder / "out.mp4").shape == (7, 3, 24, 96)
+    assert read_video(folder / "out.mp4").shape == (7, 3, 24, 96)
 
 
 @pytest.mark.parametrize(
@@ -59,8 +61,13 @@ def test_run_decodes_a_users_video_side_by_side(folder):
     [
         (["--input", "none.mp4", "--output", "o.mp4"], "none.mp4 cannot be read"),
         (["--input", "latents.safetensors", "--output", "o.mp4"], "latents.safetensors cannot be read"),
+        (["--input", "notes.txt", "--output", "o.mp4"], "notes.txt cannot be read as a video"),
+        (["--input", "clip.mp4", "--output", "o.mp4", "--height", "-1"], "height must be at least 0"),
+        (["--input", "clip.mp4", "--output", "o.mp4", "--height", "1000000000000"], "height must be at most 16384"),
+        (["--input", "clip.mp4", "--output", "o.mp4", "--fps", "0"], "fps must be above 0"),
+        (["--input", "clip.mp4", "--output", "o.mp4", "--pool", "1000000000000"], "at most 256"),
         (["--input", "clip.mp4", "--output", "o.txt"], "videos are written as"),
-        (["--input", "clip.mp4", "--output", "o.mp4", "--frames", "0"], "frames must be 1"),
+        (["--input", "clip.mp4", "--output", "o.mp4", "--frames", "0"], "frames must be at least 1"),
         (["--input", "clip.mp4", "--output", "o.mp4", "--operators", "sparse"], "sparse"),
     ],
 )

@@ -104,7 +104,7 @@ def watched(monkeypatch):
                 return partial_pass(self, rows, plan, wanted)
 
             def record_logits(self, *args):
-                passes.append(Pass(self.state.tokens.clone(), logits(self, *args), **current))
+                passes.append(Pass(self.state.inputs().clone(), logits(self, *args), **current))
                 return passes[-1].about
 
             patch.setattr(TokenDecoder, "full_pass", record_full_pass)

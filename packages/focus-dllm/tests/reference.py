@@ -61,33 +61,44 @@ def unmask_best(tokens, logits, start, end, mask, count):
     return {p: float(probability[p]) for p in masked}
 
 
-def vanilla(model, prompt, length, block, mask=49):
-    """Tokens of the response, one a step, and the logits of each step."""
+def blind(tokens, prompt, mask):
+    """The tokens with the prompt masked: what the second pass of classifier-free guidance reads."""
+    return torch.cat([torch.full((prompt,), mask), tokens[prompt:]])
+
+
+def vanilla(model, prompt, length, block, mask=49, scale=0.0):
+    """Tokens of the response, one a step, and the logits of each step; guided where `scale` is above 0."""
     tokens = torch.cat([prompt, torch.full((length,), mask)])
     seen = []
     for start in range(len(prompt), len(tokens), block):
         while (tokens[start : start + block] == mask).any():
             logits = logits_about(forward(model, tokens)[0], model.config.diffusion)
+            if scale:
+                other = logits_about(forward(model, blind(tokens, len(prompt), mask))[0], model.config.diffusion)
+                logits = other + (scale + 1) * (logits - other)
             seen.append(logits)
             unmask_best(tokens, logits, start, min(start + block, len(tokens)), mask, 1)
     return tokens[len(prompt) :], seen
 
 
-def dual(model, prompt, length, block, mask=49):
-    """Fast-dLLM's dual cache: tokens, and the logits of each cached step about the block."""
+def dual(model, prompt, length, block, mask=49, scale=0.0):
+    """Fast-dLLM's dual cache: tokens, and the logits of each cached step about the block; guided with a `scale`."""
     tokens = torch.cat([prompt, torch.full((length,), mask)])
     shift, seen = int(model.config.diffusion == "dream"), []
     for start in range(len(prompt), len(tokens), block):
         end = min(start + block, len(tokens))
         logits, store = forward(model, tokens)
+        other, hidden_store = forward(model, blind(tokens, len(prompt), mask)) if scale else (logits, store)
+        logits = other + (scale + 1) * (logits - other)
         unmask_best(tokens, logits_about(logits, model.config.diffusion), start, end, mask, 1)
         while (tokens[start:end] == mask).any():
             rows = torch.arange(start - shift, end)
             some, _ = forward(model, tokens, rows=rows, cached=store)
+            if scale:
+                other, _ = forward(model, blind(tokens, len(prompt), mask), rows=rows, cached=hidden_store)
+                some = other + (scale + 1) * (some - other)
             logits = torch.zeros(len(tokens), some.shape[1], dtype=some.dtype)
-            logits[rows + shift if shift == 0 else (rows + 1).clamp(max=len(tokens) - 1)] = some
-            if shift:
-                logits[start:end] = some[:-1]
+            logits[start:end] = some[:-1] if shift else some
             seen.append(logits[start:end])
             unmask_best(tokens, logits, start, end, mask, 1)
     return tokens[len(prompt) :], seen

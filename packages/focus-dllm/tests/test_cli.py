@@ -3,9 +3,11 @@
 import json
 
 import pytest
+from fewstep import load, plugins
 from fewstep.families import causal_lm, masked_lm
 from fewstep.families.llada_format import save_llada
 from fewstep.testing.cli import run_command_line
+from fewstep_focus_dllm import DecodingOptions
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +85,48 @@ def test_show_tells_of_a_real_configuration(tmp_path):
     assert "1.76 GiB" in shown and "more than the model's positions" not in shown
 
 
+METHODS = ["vanilla", "fast-dllm", "fast-dllm-published", "sparse-dllm", "focus-dllm"]
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("more", [(), ("--no-stop-at-eos",)], ids=["stops", "goes on"])
+def test_what_follows_the_end_token_is_not_printed(folder, tmp_path, name, more):
+    """Sampling with a bias mixes end tokens with others."""
+    sampled = {"gen_length": 16, "block_length": 16, "temperature": 1.0, "eos_bias": 3.0, "seed": 1}
+    loaded = load(folder)
+    ids = loaded.processor("w3 <mask> w4", return_tensors="pt").input_ids
+    with plugins.methods()[name].load()().apply(loaded.model):
+        output = loaded.model.generate(ids, decoding=DecodingOptions(**sampled, stop_at_eos=False))
+    everything, end = output.response[0].tolist(), loaded.model.config.eos_token_id
+    wanted = everything[: everything.index(end)]
+    assert any(token != end for token in everything[len(wanted) :])
+    flags = [word for field, value in sampled.items() for word in (f"--{field.replace('_', '-')}", str(value))]
+    done = fewstep(
+        *("run", name, "--model", folder, "--prompt", "w3 <mask> w4", "--threads", "1", "--output", "a.json"),
+        *flags,
+        *more,
+        cwd=tmp_path,
+    )
+    saved, answer = json.loads((tmp_path / "a.json").read_text()), loaded.processor.decode(wanted)
+    assert saved["answer"] == answer and done.stdout.startswith(f"{answer}\n")
+    assert saved["response tokens"] == (16 if more else len(wanted) + 1)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_guidance_is_a_flag_of_every_decoder(folder, tmp_path, name):
+    words = ("run", name, "--model", folder, "--prompt", "w3 w4 w5", "--threads", "1", "--gen-length", "8")
+    options = ("--block-length", "4", "--no-stop-at-eos", "--output", "a.json")
+    passes = []
+    for scale in ("0", "2"):
+        fewstep(*words, *options, "--cfg-scale", scale, cwd=tmp_path)
+        passes.append(json.loads((tmp_path / "a.json").read_text())["full passes"])
+    assert passes[1] == 2 * passes[0]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (("--prompt", "w3", "--cfg-scale", "-1"), "cfg_scale must be 0 or more"),
         (("--prompt", "w3", "--gen-length", "0"), "gen_length must be at least 1"),
         (("--prompt", "w3", "--keep", "2"), "(0, 1]"),
         (("--prompt", " "), "the prompt is empty"),

@@ -5,7 +5,9 @@ import torch
 from fewstep.errors import SeamConflictError, UnsupportedModelError
 from fewstep.families import causal_lm, masked_lm
 from fewstep_focus_dllm import DecodingOptions, FastDLLM, FocusDLLM, SparseDLLM, generate
+from fewstep_focus_dllm.fit import Probe
 from fewstep_focus_dllm.generation import current_generate
+from fewstep_focus_dllm.tasks import Agreement, Latency, Retrieval
 
 
 def test_an_autoregressive_model_is_refused():
@@ -78,6 +80,31 @@ def test_shapes_that_do_not_fit(llada, prompt):
 def test_fields_out_of_range(fields, said):
     with pytest.raises(ValueError, match=said):
         FocusDLLM(**fields)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "said"),
+    [
+        (Latency, {"length": -1}, "length must be at least 1, found -1"),
+        (Latency, {"timed_steps": 0}, "timed_steps must be at least 1"),
+        (Latency, {"block_length": 0}, "block_length must be at least 1"),
+        (Retrieval, {"records": 0}, "records must be at least 1"),
+        (Agreement, {"hidden": 0}, "hidden must be at least 1"),
+        (Agreement, {"prompts": 0}, "prompts must be at least 1"),
+        (Probe, {"length": 0}, "length must be at least 1"),
+        (Probe, {"gen_length": 0}, "gen_length must be at least 1"),
+        (FocusDLLM, {"min_prompt": -1}, "min_prompt must be at least 0"),
+        (FocusDLLM, {"focus_ratio": float("nan")}, "focus_ratio must be at least 0, found nan"),
+    ],
+)
+def test_impossible_numbers_are_named(kind, fields, said):
+    with pytest.raises(ValueError, match=said):
+        kind(**fields)
+
+
+def test_a_response_of_any_length_is_counted_before_it_is_made(llada, prompt):
+    with pytest.raises(ValueError, match="the model has 512"):
+        generate(llada, prompt(4), decoding=DecodingOptions(gen_length=10**12))
 
 
 def test_a_share_out_of_range_of_a_baseline():

@@ -5,6 +5,7 @@ from fewstep.data import texts
 from fewstep.errors import UnsupportedModelError
 from fewstep.families import causal_lm
 from fewstep_slim_infer import SlimInfer
+from fewstep_slim_infer.fit import Probe
 from fewstep_slim_infer.tasks import Continuation, Needle
 
 
@@ -58,6 +59,27 @@ def test_continuation_compares_step_by_step(smollm2):
 def test_more_than_the_model_has_positions(smollm2, task):
     with pytest.raises(ValueError, match="has 8192"):
         task.run(smollm2, seeded())
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Needle(length=0), "length must be at least 1, found 0"),
+        (lambda: Needle(needles=0), "needles must be at least 1, found 0"),
+        (lambda: Continuation(length=-1), "length must be at least 1, found -1"),
+        (lambda: Continuation(new_tokens=0), "new_tokens must be at least 1"),
+        (lambda: Probe(length=0), "length must be at least 1"),
+        (lambda: Probe(every=0), "every must be at least 1"),
+    ],
+)
+def test_impossible_numbers_are_named(make, said):
+    with pytest.raises(ValueError, match=said):
+        make()
+
+
+def test_a_prompt_without_room_for_its_fact(smollm2):
+    with pytest.raises(ValueError, match="length=9: the fact and the question alone are"):
+        Needle(length=9).run(smollm2, seeded())
 
 
 def test_a_model_without_a_tokenizer(smollm2):

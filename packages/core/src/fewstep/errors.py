@@ -1,6 +1,18 @@
 """Errors that a user can act on: the command line prints them as one line and exits with code 2."""
 
 
+def check_least(options: object, **least: float) -> None:
+    """Refuse numbers of `options` that are below the least ones of these names; None is no number.
+
+    Raises:
+        ValueError: one is; the message names it.
+    """
+    for name, bound in least.items():
+        value = getattr(options, name)
+        if value is not None and not value >= bound:  # NaN is not, either
+            raise ValueError(f"{name} must be at least {bound}, found {value}")
+
+
 class FewstepError(Exception):
     """Base of all errors whose message is one sentence for the user."""
 

@@ -39,6 +39,8 @@ def save(method: Any, folder: PathLike, *, files: Mapping[str, str] | None = Non
     folder.mkdir(parents=True, exist_ok=True)
     for field in _fields(method, weights=True):
         if field.name not in files and (source := getattr(method, field.name)) is not None:
+            if Path(source).is_dir() or Path(source).suffix == ".json":
+                raise BadFileError(f"{source} is no single safetensors file, as {field.name} of a saved method must be")
             part = folder / f"{field.name}.safetensors.part"
             shutil.copyfile(source, part)
             os.replace(part, folder / f"{field.name}.safetensors")

@@ -45,6 +45,9 @@ def refused(run: subprocess.CompletedProcess, *parts: str) -> None:
         ((*BENCH, "--keep", "many"), ("--keep", "'many'")),
         ((*BENCH, "--keep", "7"), ("keep must be in (0, 1], found 7.0",)),
         ((*BENCH, "--repeats", "0"), ("repeats must be at least 1",)),
+        ((*BENCH, "--threads", "100000000"), ("threads must be at least 1 and at most 1024",)),
+        ((*BENCH, "--keep", "nan"), ("nan",)),
+        ((*BENCH, "--seed", "9" * 30), (f"--seed {'9' * 30}", "at most 64 bits")),
         ((*BENCH, "--dtype", "int3"), ("'int3'", "float32")),
         ((*BENCH, "--device", "gpu"), ("--device gpu",)),
         ((*BENCH, "--vs", "skip"), ("skip is named again",)),
@@ -260,6 +263,50 @@ def test_closed_streams_change_nothing(environment, tmp_path, closed):
     command = f"{sys.executable} -m fewstep bench skpi {closed}"
     ended = subprocess.run(command, shell=True, cwd=tmp_path, env=environment(), capture_output=True, text=True)
     assert ended.returncode == 2 and "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&-"])
+def test_a_run_with_closed_streams_still_runs(environment, tmp_path, closed):
+    command = f"{sys.executable} -m fewstep run skip --model toy-net --prompt x {closed}"
+    ended = subprocess.run(command, shell=True, cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_closed_standard_input_is_said_where_it_is_read(tmp_path):
+    code = "from fewstep.data.files import read_text\nread_text('-')"
+    ended = subprocess.run(f'{sys.executable} -c "{code}" <&-', shell=True, capture_output=True, text=True)
+    assert "standard input cannot be read: it is closed; give a file instead" in ended.stderr
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_no_color_is_heeded_by_help(environment, tmp_path, plain):
+    """On a terminal, where there would be colours and bold letters."""
+    import os
+    import pty
+
+    ours, theirs = pty.openpty()
+    env = environment(TERM="xterm-256color", **({"NO_COLOR": "1"} if plain else {}))
+    command = [sys.executable, "-m", "fewstep", "run", "skip", "--help"]
+    with subprocess.Popen(command, cwd=tmp_path, env=env, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        said = b""
+        try:
+            while part := os.read(ours, 65536):
+                said += part
+        except OSError:  # the other end is closed
+            pass
+        os.close(ours)
+    assert process.returncode == 0 and b"--keep" in said
+    assert (b"\x1b[" not in said) is plain
+
+
+def test_more_memory_than_there_is_is_one_line(fewstep, install, tmp_path):
+    files = {
+        "plugin.py": CARDS.format(name="huge").replace("x:X", "huge.x:X"),
+        "x.py": "import torch\ntorch.empty(1 << 50)\n",
+    }
+    site = install(tmp_path / "site", "huge", files)
+    refused(fewstep("show", "huge", sites=(site,)), "needs more memory than there is: 4,194,304.0 GiB were asked for")
 
 
 def test_a_fault_inside_a_method_is_one_line_with_a_way_to_see_more(fewstep, install, tmp_path):

@@ -54,7 +54,7 @@ def test_a_missing_writer_is_named_with_its_cure(tmp_path, monkeypatch, name, pa
 
 @pytest.mark.parametrize("change", [{"fps": 0}, {"zoom": 0}, {"frames": torch.ones(2, 4, 3, 3)}, {"frames": ramp(0)}])
 def test_impossible_clips_are_refused(tmp_path, change):
-    with pytest.raises(ValueError, match="a clip needs"):
+    with pytest.raises(ValueError, match=r"a clip needs|fps must be|zoom=0 must be"):
         video.write(**{"frames": ramp(), "path": tmp_path / "clip.gif", **change})
     assert not list(tmp_path.iterdir())
 

@@ -120,6 +120,8 @@ def test_inputs_with_and_without_pictures(seeing: Loaded, blind: Loaded, picture
     assert vlm.inputs(blind, "what is this", answer="a dog")["input_ids"].tolist() == [[10, 11, 12, 13, 14]]
     with pytest.raises(FewstepError, match="tiny-lm reads no pictures"):
         vlm.inputs(blind, "what is this", [picture])
+    with pytest.raises(FewstepError, match="says where pictures stand"):
+        vlm.inputs(seeing, "what is this", [picture], template=False)
     with pytest.raises(FewstepError, match="x has no tokenizer or processor"):
         vlm.inputs(Loaded(model=None, name="x"), "what is this")
     with pytest.raises(BadFileError, match="missing.png"):

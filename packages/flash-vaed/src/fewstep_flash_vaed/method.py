@@ -19,6 +19,8 @@ from .decoding import DecodingApplied, SharedDecoder, StudentDecoder, students
 from .layers import Operator
 
 SEAM = "vae-decoder"
+MOST_POOLED = 256
+"""Rows and columns that a key may stand for: more than the latents of any video have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +101,8 @@ class FlashVAED(Method):
             raise ValueError(f"operators={self.operators}: there are dense, separable and frame")
         if any(width < 0 for width in self.widths):
             raise ValueError(f"widths={self.widths}: channels are 0 (all) or more")
-        if self.pool < 1:
-            raise ValueError(f"pool={self.pool}: a key stands for at least one row and column")
+        if not 1 <= self.pool <= MOST_POOLED:
+            raise ValueError(f"pool={self.pool}: a key stands for at least one row and column, at most {MOST_POOLED}")
 
     def student(self, config: Any) -> WanDecoder:
         """The student for a VAE with this configuration, on the CPU in float32.

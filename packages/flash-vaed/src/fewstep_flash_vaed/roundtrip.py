@@ -14,7 +14,8 @@ from fewstep.bench.task import Outcome, Sample
 from fewstep.contract import Loaded
 from fewstep.data import clips, video
 from fewstep.data.images import sample_grid
-from fewstep.errors import FewstepError
+from fewstep.data.video_reader import read_video
+from fewstep.errors import FewstepError, check_least
 from fewstep.families import wan_vae, wan_vae_cost
 from fewstep.families.wan_vae import Clip
 from torch import Tensor
@@ -68,10 +69,12 @@ class RoundTrip:
 
     def __post_init__(self) -> None:
         # bad files are named before a model loads
-        if self.frames < 1 or self.height < 0 or not self.fps > 0:
-            raise ValueError(f"frames must be 1 or more, height 0 or more and fps positive, found {self}")
+        check_least(self, frames=1, height=0)
+        video.check_rate(self.fps)
+        if self.height > video.MOST_PIXELS:
+            raise ValueError(f"height must be at most {video.MOST_PIXELS}, found {self.height}")
         video.check_writable(self.output)
-        video.read(self.input, most=1)
+        read_video(self.input, most=1)
 
     @torch.no_grad()
     def __call__(self, loaded: Loaded, method: Any) -> None:
@@ -103,7 +106,7 @@ class RoundTrip:
         Raises:
             FewstepError: it cannot be read, or is too small.
         """
-        frames, (_, space) = video.read(self.input, most=self.frames), wan_vae.factors(vae.config)
+        frames, (_, space) = read_video(self.input, most=self.frames), wan_vae.factors(vae.config)
         if self.height:
             frames = clips.scaled(frames, self.height // space * space or space, space)
         frames = _whole_latents(frames, vae.config)

@@ -101,7 +101,7 @@ class AllRowsDecoder(TokenDecoder):
     def full_pass(self, plan: AttentionPlan | None) -> BlockLogits:
         state, block = self.state, self.state.block
         every = self.positions(0, state.length)
-        logits = self.model.lm_head(self.hidden(state.tokens, every, plan))
+        logits = self.model.lm_head(self.hidden(state.inputs(), every, plan))
         for row in logits:  # the published code takes confidences from it; one sequence at a time bounds the memory
             row.to(self.dtype).softmax(-1).amax(-1)
         state.stats.refreshes += 1

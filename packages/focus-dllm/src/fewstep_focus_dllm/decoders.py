@@ -110,14 +110,14 @@ class TokenDecoder:
     def full_pass(self, plan: AttentionPlan | None) -> BlockLogits:
         """A forward pass over all positions; without a plan through the model's own attention."""
         every = self.positions(0, self.state.length)
-        hidden = self.hidden(self.state.tokens, every, plan)
+        hidden = self.hidden(self.state.inputs(), every, plan)
         self.state.stats.refreshes += 1
         rows = slice(self.state.block.start - self.shift, self.state.block.end - self.shift)
         return self.logits(every[:, rows], hidden[:, rows])
 
     def partial_pass(self, rows: Rows, plan: AttentionPlan, wanted: Bool[Tensor, "b n"] | None = None) -> BlockLogits:
         """A forward pass over some positions."""
-        tokens = self.state.tokens.gather(1, rows.clamp(max=self.state.length - 1))
+        tokens = self.state.inputs().gather(1, rows.clamp(max=self.state.length - 1))
         return self.logits(rows, self.hidden(tokens, rows, plan), wanted)
 
     def hidden(self, tokens: Rows, positions: Rows, plan: AttentionPlan | None) -> Float[Tensor, "b r d"]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
 import torch
+from fewstep.errors import check_least
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -46,16 +48,19 @@ class DecodingOptions:
     eos_bias: float = 0.0
     """Added to the logits of end-of-sequence tokens; negative for longer answers."""
     stop_at_eos: bool = True
-    """Stop a sequence when an end-of-sequence token stands and nothing before it is masked."""
+    """Stop a sequence when an end-of-sequence token stands and nothing before it is masked, and drop what follows it.
+    False decodes and keeps everything, as measurements that compare all positions need it."""
+    cfg_scale: float = 0.0
+    """Classifier-free guidance, as LLaDA has it: above 0 each pass runs a second time with all given tokens masked, and
+    logits move away from those of that pass. Twice the time and twice the cache; 0 is off."""
     seed: int = 0
     """Seed of sampling and of random remasking."""
 
     def __post_init__(self) -> None:
-        for name in ("gen_length", "block_length", "steps"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, found {value}")
-        if self.temperature < 0:
-            raise ValueError(f"temperature must be 0 or more, found {self.temperature}")
+        check_least(self, gen_length=1, block_length=1, steps=1)
+        for name in ("temperature", "cfg_scale"):
+            if not 0 <= (value := getattr(self, name)) < math.inf:
+                raise ValueError(f"{name} must be 0 or more, found {value}")
         if self.threshold is not None and not 0 < self.threshold <= 1:
             raise ValueError(f"threshold is a probability in (0, 1], found {self.threshold}")
         if self.threshold is not None and self.remasking != "low_confidence":
@@ -130,6 +135,12 @@ class Stats:
         """Steps of all blocks until now."""
         return len(self.refresh_seconds) + len(self.step_seconds)
 
+    def add_passes(self, other: Stats) -> None:
+        """Count the forward passes of `other` too: a second pass of the same step."""
+        self.refreshes += other.refreshes
+        for name in ("partial_rows", "rows", "read", "kept"):
+            getattr(self, name).extend(getattr(other, name))
+
     @property
     def coverage(self) -> float:
         """Share of `unmasked` that was `predicted`; NaN where nothing was."""
@@ -154,7 +165,12 @@ class State:
         self.mask_token, self.eos = mask_token, torch.tensor(eos, device=tokens.device)
         self.generator = torch.Generator().manual_seed(decoding.seed)
         self.stopped = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+        self.hidden: Bool[Tensor, "b n"] | None = None
         self.stats = Stats()
+
+    def inputs(self) -> Int[Tensor, "b n"]:
+        """Tokens as the model reads them: masks in place of those that are hidden from it."""
+        return self.tokens if self.hidden is None else self.tokens.masked_fill(self.hidden, self.mask_token)
 
     def open(self, block: Block) -> None:
         """Begin a block: nothing is known of it, so nothing is in focus."""
@@ -198,11 +214,22 @@ class State:
         return torch.zeros_like(wide, dtype=torch.bool).scatter(1, place, True)[:, :width]
 
     def stop(self) -> None:
-        """Mark sequences that have an end token with nothing masked before it."""
-        response = self.tokens[:, self.prompt :]
-        ended = torch.isin(response, self.eos).long().cumsum(1) > 0
+        """Mark sequences that have an end token with nothing masked before it; end tokens replace what follows it."""
+        response = self.tokens[:, self.prompt :]  # a view: the prompt stays as it is, masks in it included
+        ends = torch.isin(response, self.eos)
+        ended = ends.long().cumsum(1) > 0
         before = ((response == self.mask_token) & ~ended).any(1)
         self.stopped |= ended.any(1) & ~before
+        behind = (ends.long().cumsum(1) - ends.long() > 0) & self.stopped[:, None]
+        if len(self.eos):
+            response.masked_fill_(behind, int(self.eos[0]))
+
+    def end(self) -> int:
+        """Position behind the last token of the longest sequence: where all have stopped, behind its end token."""
+        if not bool(self.stopped.all()):
+            return self.length
+        first = torch.isin(self.tokens[:, self.prompt :], self.eos).long().argmax(1)
+        return self.prompt + int(first.max()) + 1
 
 
 def correlation(trace: Sequence[Trace]) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from fewstep.contract import Loaded
 from fewstep.data import texts
+from fewstep.errors import check_least
 from fewstep.families import masked_lm
 from fewstep.fitting import Journal, progress_bar
 from jaxtyping import Int
@@ -73,6 +74,10 @@ class Probe:
     """Seed of the prompts."""
     resume: bool = True
     """Go on with what an interrupted probe of this folder measured."""
+
+    def __post_init__(self) -> None:
+        check_least(self, length=1, prompts=1, sinks=0)
+        DecodingOptions(gen_length=self.gen_length, block_length=self.block_length)  # says what is out of range
 
     def __call__(self, loaded: Loaded, out: Path) -> FocusDLLM:
         """Measure, with progress and a journal in ``out/probe.jsonl``, and propose a method.

@@ -23,6 +23,7 @@ from transformers import TextStreamer
 
 from .decoders import TokenDecoder, planned
 from .decoding import DecodingOptions, State, Stats, Trace
+from .guidance import guided
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class Output:
     sequences: Int[Tensor, "b n"]
     """Prompt (padded on the left) and response."""
     response: Int[Tensor, "b g"]
-    """The response alone; behind an end-of-sequence token that stopped it, end tokens."""
+    """The response alone, up to the end token of the longest one; shorter ones are filled up with end tokens."""
     stats: Stats
 
 
@@ -57,7 +58,7 @@ def generate(
         attention_mask: 0 where a prompt is padded, on the left or on the right; prompts padded on the right are moved.
         decoding: lengths, steps, thresholds; default: all defaults.
         response: initial response, masks and given tokens; default: all masks.
-        on_block: called with the tokens of each block when it is finished.
+        on_block: called with the tokens of each block when it is finished, up to the end of the response.
         make: makes the decoder of a model and a state.
         max_steps: stop after so many steps in all, to time them.
         trace: keep the confidences of each step in the statistics.
@@ -69,24 +70,23 @@ def generate(
     decoding = decoding or DecodingOptions()
     masked_lm.check(model)
     prompts, pad = _left_padded(input_ids, attention_mask)
-    tokens = torch.cat([prompts, _response(model, prompts, response, decoding)], 1)
     start = prompts.shape[1]
     masked_lm.check_length(model, start, decoding.gen_length)
+    tokens = torch.cat([prompts, _response(model, prompts, response, decoding)], 1)
     mask, eos = model.config.mask_token_id, masked_lm.end_tokens(model.config)
     state = State(tokens, pad, start, decoding, mask_token=mask, eos=eos)
-    decoder, spent = make(model, state), False
+    decoder, spent = guided(make, model, state), False
     for block in decoding.blocks(start):
         state.open(block)
         spent = _decode_block(decoder, state, max_steps, trace)
         if decoding.stop_at_eos:
             state.stop()
         if on_block is not None:
-            on_block(state.tokens[:, block.start : block.end])
-        if bool(state.stopped.all()) or spent:
+            on_block(state.tokens[:, block.start : min(block.end, state.end())])
+        if spent or (bool(state.stopped.all()) and state.end() <= block.end):
             break
-    if eos:  # what lies behind the end of a stopped sequence was never decoded
-        state.tokens[(state.tokens == mask) & state.stopped[:, None]] = eos[0]
-    return Output(sequences=state.tokens, response=state.tokens[:, start:], stats=state.stats)
+    whole = state.tokens[:, : state.end()]
+    return Output(sequences=whole, response=whole[:, start:], stats=state.stats)
 
 
 def _decode_block(decoder: TokenDecoder, state: State, max_steps: int | None, trace: bool) -> bool:
@@ -178,6 +178,23 @@ def keeps_cache(model: Any) -> bool:
     return make is not None and make.__self__.cached
 
 
+class Printed:
+    """Tokens of one response on standard output, block by block, up to the first end token."""
+
+    def __init__(self, tokenizer: Any, ends: tuple[int, ...]) -> None:
+        self.streamer, self.ends = TextStreamer(tokenizer, skip_special_tokens=True), ends
+        self.tokens: list[int] = []
+        self.ended = False
+
+    def put(self, block: Int[Tensor, "b l"]) -> None:
+        """Print what a finished block of the first sequence adds."""
+        for token in block[0].tolist():
+            self.ended |= token in self.ends
+            if not self.ended:
+                self.tokens.append(token)
+                self.streamer.put(torch.tensor([token]))
+
+
 @dataclass(frozen=True, kw_only=True)
 class DiffusionInputs(PromptInputs, DecodingOptions):
     """Continue a document, or answer a question about it."""
@@ -197,16 +214,14 @@ class DiffusionInputs(PromptInputs, DecodingOptions):
         text, _ = self.whole_prompt(tokenizer)
         ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]], device=loaded.model.device)
         decoding = DecodingOptions(**{f.name: getattr(self, f.name) for f in dataclasses.fields(DecodingOptions)})
-        streamer = TextStreamer(tokenizer, skip_special_tokens=True)
+        printed = Printed(tokenizer, masked_lm.end_tokens(loaded.model.config))
         with method.apply(loaded.model):
             start = time.perf_counter()
-            output = current_generate(loaded.model)(
-                ids, decoding=decoding, on_block=lambda b: streamer.put(b[:1].cpu())
-            )
+            output = current_generate(loaded.model)(ids, decoding=decoding, on_block=printed.put)
             total = time.perf_counter() - start
-        streamer.end()
+        printed.streamer.end()
         facts = {"prompt tokens": ids.shape[1], "response tokens": output.response.shape[1], "seconds": round(total, 3)}
-        answer = tokenizer.decode(output.response[0], skip_special_tokens=True)
+        answer = tokenizer.decode(printed.tokens, skip_special_tokens=True)
         self.finish(answer, method, facts | _facts(output.stats))
 
 

@@ -7,6 +7,7 @@ from math import ceil
 from typing import Any, ClassVar, Self
 
 import torch
+from fewstep.errors import check_least
 from fewstep.families import masked_lm
 from jaxtyping import Bool
 from torch import Tensor
@@ -79,12 +80,8 @@ class FocusDLLM(DecodingMethod):
         if self.window is not None and self.window % 2 == 0:
             raise ValueError(f"window={self.window} must be odd, or None for everything")
         least = {"window": 1, "prompt_block": 1, "last_dense": 0, "suffix": 0, "min_focus": 1, "full_every": 1}
-        least |= dict.fromkeys(
-            ("keep_floor", "focus_ratio", "sinks", "threshold_guard", "delay_sparse", "refresh_every"), 0
-        )
-        for name, bound in least.items():
-            if (value := getattr(self, name)) is not None and value < bound:
-                raise ValueError(f"{name}={value} must be at least {bound}")
+        least |= {"keep_floor": 0, "focus_ratio": 0, "sinks": 0, "threshold_guard": 0, "delay_sparse": 0}
+        check_least(self, **least, refresh_every=0, min_prompt=0)
 
     def identity(self) -> Self:
         """Everything is computed and read: the tokens of vanilla decoding."""

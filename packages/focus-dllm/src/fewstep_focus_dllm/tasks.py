@@ -11,7 +11,7 @@ import torch
 from fewstep.bench import Outcome, Sample
 from fewstep.contract import Loaded
 from fewstep.data import texts
-from fewstep.errors import UnsupportedModelError
+from fewstep.errors import UnsupportedModelError, check_least
 from fewstep.families import masked_lm
 from fewstep.families.sizes import TransformerSizes
 from jaxtyping import Int
@@ -61,6 +61,12 @@ class DecodingTask:
     """Tokens of the response, one a step."""
     block_length: int = 32
     """Tokens of a decoding block."""
+
+    def __post_init__(self) -> None:
+        for name in ("length", "timed_steps", "records", "prompts", "hidden"):
+            if hasattr(self, name):
+                check_least(self, **{name: 1})
+        _ = self.decoding  # says what is out of range
 
     @property
     def decoding(self) -> DecodingOptions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from fewstep.contract import Loaded
 from fewstep.data import video
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, check_least
 from fewstep.families import wan
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -48,12 +49,17 @@ class VideoInputs:
     untrained: bool = False
     """Run the steps also without weights of a student, on a pipeline that is none."""
 
+    def __post_init__(self) -> None:
+        check_least(self, frames=1, height=1, width=1, zoom=0)
+        video.check_rate(self.fps)
+
     def __call__(self, loaded: Loaded, method: SGMD) -> None:
         """Make the video and print its size, network calls and seconds.
 
         Raises:
             FewstepError: neither the method nor the pipeline has a student's weights, and `untrained` is off.
             UnsupportedModelError: the model is no Wan pipeline.
+            ValueError: the model makes no videos of this size.
         """
         video.check_writable(self.output)
         pipe = loaded.model
@@ -75,6 +81,8 @@ class VideoInputs:
         given = {"num_frames": self.frames, "height": self.height, "width": self.width}
         trained = dict(zip(given, method.size or (), strict=False))
         call = trained | {name: value for name, value in given.items() if value is not None}
+        own = {name: inspect.signature(pipe.__call__).parameters[name].default for name in given}
+        wan.architecture(pipe).latent(*(own | call).values())  # says what does not fit
         tokens = min(512, pipe.tokenizer.model_max_length)
         generator = torch.Generator().manual_seed(self.seed)
         output_type = "latent" if pipe.vae is None else "pt"

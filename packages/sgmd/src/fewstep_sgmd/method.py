@@ -47,7 +47,8 @@ class SGMD(Method):
     )
 
     weights: Path | None = hub.weights()
-    """Safetensors file of the student: all weights or a LoRA, in the names of diffusers, PEFT, LightX2V or ComfyUI.
+    """Safetensors file of the student, index of several, or folder: all weights or a LoRA, in the names of diffusers,
+    PEFT, LightX2V, ComfyUI or kohya's trainers.
     Default: the pipeline's own weights, where they are a student's already."""
     steps: tuple[int, ...] = (1000, 750, 500, 250)
     """Raw steps before the shift, evenly spaced from 1000."""

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from fewstep.data.weights import shards
 from fewstep.errors import BadFileError
-from fewstep.families.wan_names import are_native, to_diffusers, to_native
+from fewstep.families.wan_names import are_native, from_kohya, to_diffusers, to_native
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -18,6 +19,8 @@ from .student_weights import LoraFactors, StudentWeights
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "base_model.model.", "transformer.")
 """Prefixes that other programs put before a name."""
+KOHYA = "lora_unet_"
+"""Begin of the names of kohya's trainers, which have underscores for dots."""
 _FACTORS = {
     ".lora_A.weight": "down",
     ".lora_down.weight": "down",
@@ -33,22 +36,45 @@ _TABLES = (".modulation", ".scale_shift_table", ".pos_embed", ".emb_pos")
 
 
 def read(path: Path) -> StudentWeights:
-    """Read a student from a safetensors file: full weights or a LoRA, of diffusers, PEFT, LightX2V or ComfyUI.
+    """Read a student: full weights or a LoRA, of diffusers, PEFT, LightX2V, ComfyUI or kohya's trainers.
+
+    Args:
+        path: a safetensors file, the index of several, or the folder of either.
 
     Raises:
-        BadFileError: not a safetensors file, or a name in it is of no known kind; the message names the first.
+        BadFileError: not a safetensors file, a number in it is not finite, or a name is of no known kind; the message
+            names the first.
     """
+    tensors: dict[str, Tensor] = {}
+    metadata: dict[str, str] = {}
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 it is no mapping
-            scale = _metadata_scale(file.metadata() or {})
+        for shard in shards(path):
+            with safe_open(shard, framework="pt") as file:
+                tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 it is no mapping
+                metadata |= file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise BadFileError(f"{path} cannot be read as safetensors: {error}") from error
-    tensors = _without_prefix(tensors, path)
+    if bad := next((name for name, value in tensors.items() if not _finite(value)), None):
+        raise BadFileError(f"{path}: {bad} holds numbers that are not finite: damaged, or training diverged")
+    tensors = _without_prefix(_from_kohya(tensors, path), path)
     if not any(name.endswith((*_FACTORS, *_DELTAS, ".diff")) for name in tensors):
         rename = to_diffusers if are_native(tensors) else str
         return StudentWeights(full={rename(name): tensor for name, tensor in tensors.items()})
-    return _lora(tensors, path, scale)
+    return _lora(tensors, path, _metadata_scale(metadata))
+
+
+def _finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor.float()).all())
+
+
+def _from_kohya(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The same tensors, with dots in the names of kohya's trainers: ``lora_unet_blocks_0_self_attn_q.alpha``."""
+    if not any(name.startswith("lora_") for name in tensors):
+        return tensors
+    if strange := [name for name in tensors if not name.startswith(KOHYA)]:
+        raise BadFileError(f"{path}: {strange[0]!r} is for no transformer; a LoRA without text encoder is needed")
+    parts = {name: name.removeprefix(KOHYA).partition(".") for name in tensors}
+    return {f"{from_kohya(module)}.{kind}": tensors[name] for name, (module, _, kind) in parts.items()}
 
 
 def _metadata_scale(metadata: Mapping[str, str]) -> float:

@@ -16,7 +16,7 @@ from typing import Any, get_args
 import torch
 from fewstep.contract import Loaded
 from fewstep.data import texts
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, check_least
 from fewstep.families import causal_lm
 from fewstep.fitting import Journal, progress_bar
 from fewstep.kernels.unit_score import unit_score
@@ -50,6 +50,9 @@ class Probe:
     """Draws texts and codes."""
     resume: bool = True
     """Go on with the measurements of an interrupted probe in this folder."""
+
+    def __post_init__(self) -> None:
+        check_least(self, length=1, prompts=1, every=1, block=1)
 
     def __call__(self, loaded: Loaded, out: Path) -> SlimInfer:
         """Measure, with progress and a journal in ``out/probe.jsonl``, and propose a method.

@@ -9,6 +9,7 @@ import torch
 from fewstep.bench import Outcome, Sample
 from fewstep.contract import Loaded
 from fewstep.data import texts
+from fewstep.errors import check_least
 from fewstep.families import causal_lm
 from fewstep.families.kv_cache import cache_sizes
 from jaxtyping import Int
@@ -34,6 +35,9 @@ class Continuation:
     """Tokens of the true continuation that are scored and decoded."""
     text: texts.Text = "python-docs"
     """The text; all but ``python-docs`` need a package of the npm registry."""
+
+    def __post_init__(self) -> None:
+        check_least(self, length=1, new_tokens=1)
 
     def small(self) -> Self:
         """A prompt of at most 640 tokens."""
@@ -109,6 +113,9 @@ class Needle:
     text: texts.Text = "python-docs"
     """The text; all but ``python-docs`` need a package of the npm registry."""
 
+    def __post_init__(self) -> None:
+        check_least(self, length=1, needles=1)
+
     def small(self) -> Self:
         """One prompt of at most 640 tokens."""
         return replace(self, length=min(self.length, 640), needles=1)
@@ -143,12 +150,14 @@ class Needle:
         """The `n`-th prompt.
 
         Raises:
-            ValueError: the text is too short for it.
+            ValueError: the text is too short for it, or the prompt for the fact and the question.
         """
         name = NAMES[n % len(NAMES)]
         code = str(int(torch.randint(1000, 10000, (1,), generator=generator)))
         question, needle = f"\n\nThe secret code of {name} is", f"The secret code of {name} is {code}."
         extra = sum(len(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in (f" {needle}", question))
+        if self.length <= extra:
+            raise ValueError(f"length={self.length}: the fact and the question alone are {extra} tokens of this model")
         haystack = texts.window(tokenizer, self.text, self.length - extra, generator)
         depth = 0.05 + 0.9 * (n + 0.5) / self.needles
         prompt, span = texts.hide(tokenizer, haystack, needle, question, depth)

@@ -13,11 +13,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ..errors import FewstepError
+from ..errors import FewstepError, check_least
 from .provenance import DIRTY, Provenance, commit, device_name, versions
 
 if TYPE_CHECKING:
     import torch
+
+
+MOST_THREADS = 1024
+"""Above it torch cannot make its threads on many machines."""
 
 
 def available_cores() -> int:
@@ -30,12 +34,22 @@ def available_cores() -> int:
     return allowed
 
 
+def check_threads(threads: int) -> None:
+    """Refuse a number of CPU threads that torch cannot make.
+
+    Raises:
+        ValueError: it is below 1 or above `MOST_THREADS`.
+    """
+    if not 1 <= threads <= MOST_THREADS:
+        raise ValueError(f"threads must be at least 1 and at most {MOST_THREADS}, found {threads}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Settings that all measurements share; the flags of ``fewstep bench``.
 
     Raises:
-        ValueError: `repeats` or `threads` is below 1.
+        ValueError: `repeats` or `threads` is out of range.
     """
 
     repeats: int = 3
@@ -52,9 +66,8 @@ class Settings:
     """Command that measures the same again."""
 
     def __post_init__(self) -> None:
-        for name in ("repeats", "threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        check_least(self, repeats=1)
+        check_threads(self.threads)
 
     def prepare(self) -> None:
         """Check, before hours of measuring, that the rows will belong to a commit and can be written.

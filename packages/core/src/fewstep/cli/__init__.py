@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import signal
 import sys
 import threading
@@ -66,6 +67,8 @@ VERBS = {
     ),
     "push": Verb("fewstep.cli.publish:push", "upload a saved method to the hub", "fewstep push fitted/ me/my-llm-slim"),
 }
+_NO_MEMORY = re.compile("out of memory|allocate memory|multiplication overflow|Storage size calculation overflowed")
+"""Said by torch where a tensor does not fit, or could not even be counted."""
 INTERRUPTED, CLOSED_PIPE = 130, 141
 """Exit codes that a shell gives for SIGINT and SIGPIPE."""
 
@@ -96,6 +99,8 @@ def main(argv: list[str] | None = None) -> int:
         return _say(" ".join(str(error).split()) or type(error).__name__, 2)
     except Exception as error:  # a damaged model may raise anything; a fault of ours shows with the switch
         _traceback()
+        if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
+            return _say(f"`fewstep {' '.join(words[:2])}` needs more memory than there is: {_sizes(error)}", 2)
         told = " ".join(f"{type(error).__name__}: {error}".split())
         return _say(f"`fewstep {' '.join(words[:2])}` failed: {told[:300]} (FEWSTEP_TRACEBACK=1 shows where)", 2)
 
@@ -121,6 +126,13 @@ def _traceback() -> None:
 def _say(line: str, code: int) -> int:
     print(f"fewstep: {line}", file=sys.stderr)
     return code
+
+
+def _sizes(error: Exception) -> str:
+    """The advice to someone whose numbers are too large, with what was asked for at once where torch says it."""
+    asked = re.search(r"allocate (\d+) bytes", str(error))
+    once = f"{int(asked[1]) / 2**30:,.1f} GiB were asked for at once; " if asked else ""
+    return f"{once}ask for fewer tokens, frames, pixels or samples"
 
 
 def _dispatch(words: list[str]) -> int:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import math
+import os
 import re
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -52,13 +54,15 @@ def parse(prog: str, description: str, words: Sequence[str], groups: Sequence[Gr
     composed = dataclasses.make_dataclass("Flags", [(name, *field) for name, field in fields.items()], kw_only=True)
     said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(said), _plain_terminal():
             flags = tyro.cli(composed, args=list(words), prog=prog, description=description)
     except SystemExit as stop:
         if not stop.code:
             raise
         raise FewstepError(_one_line(said.getvalue())) from None
     made = [_plain(one[1], getattr(flags, one[0])) if one else None for one in shown]
+    for one in made:
+        _check_numbers(one)
     return [
         dataclasses.replace(one, **_tables(group)) if one and group.default else one
         for one, group in zip(made, groups, strict=True)
@@ -141,8 +145,39 @@ def _plain(cls: type, parsed: Any) -> Any:
     return cls(**{field.name: getattr(parsed, field.name) for field in dataclasses.fields(cls) if field.init})
 
 
+@contextlib.contextmanager
+def _plain_terminal() -> Iterator[None]:
+    """Keep tyro from escape codes where NO_COLOR asks for none: it heeds the kind of terminal only."""
+    kind = os.environ.get("TERM")
+    try:
+        if os.environ.get("NO_COLOR"):
+            os.environ["TERM"] = "dumb"
+        yield
+    finally:
+        os.environ.pop("TERM", None)
+        os.environ.update({} if kind is None else {"TERM": kind})
+
+
+def _check_numbers(options: Any, prefix: str = "") -> None:
+    """Refuse what no field means: NaN, infinity, and whole numbers of more than 64 bits.
+
+    Raises:
+        FewstepError: a field holds one; the message names its flag.
+    """
+    for field in dataclasses.fields(options) if dataclasses.is_dataclass(options) else ():
+        value, flag = getattr(options, field.name), f"{prefix}{field.name}".replace("_", "-")
+        _check_numbers(value, f"{flag}.")
+        if value == field.default:
+            continue
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise FewstepError(f"--{flag} {number}: a finite number is needed")
+            if isinstance(number, int) and not -(2**63) <= number < 2**63:
+                raise FewstepError(f"--{flag} {number}: a whole number of at most 64 bits is needed")
+
+
 def _one_line(box: str) -> str:
     """The text of tyro's error box without its frame and its pointer to ``--help``."""
-    lines = [line.strip(" │") for line in _ANSI.sub("", box).splitlines() if not line.startswith(("╭", "╰"))]
-    parts = [part.strip() for part in re.split(r"─{3,}", " ".join(line for line in lines if line))]
+    lines = [line.strip(" │|") for line in _ANSI.sub("", box).splitlines() if not line.startswith(("╭", "╰", "+"))]
+    parts = [part.strip() for part in re.split(r"[─-]{9,}", " ".join(line for line in lines if line))]
     return "; ".join(part for part in parts if part and not part.startswith("For full helptext"))

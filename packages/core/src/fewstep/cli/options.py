@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .. import hub, plugins
-from ..bench.settings import available_cores
+from ..bench.settings import available_cores, check_threads
 from ..cards import Card
 from ..contract import Loaded
 from ..errors import FewstepError
@@ -42,8 +42,7 @@ class ModelOptions:
         """
         import torch
 
-        if self.threads < 1:
-            raise ValueError(f"--threads must be at least 1, found {self.threads}")
+        check_threads(self.threads)
         torch.set_num_threads(self.threads)
         return load(self.model, dtype=self.dtype, device=chosen_device(self.device))
 

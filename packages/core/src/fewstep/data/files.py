@@ -19,11 +19,13 @@ def read_text(path: Path | str) -> str:
         BadFileError: the file is missing, cannot be read, or is not UTF-8.
     """
     try:
+        if str(path) == "-" and sys.stdin is None:
+            raise BadFileError("standard input cannot be read: it is closed; give a file instead of -")
         raw = sys.stdin.buffer.read() if str(path) == "-" else Path(path).read_bytes()
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise BadFileError(f"{path} is not UTF-8 text (byte {error.start})") from error
-    except (OSError, AttributeError) as error:  # AttributeError: standard input is closed
+    except OSError as error:
         raise BadFileError(f"{path} cannot be read: {error}") from error
 
 

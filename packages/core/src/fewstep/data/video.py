@@ -1,4 +1,4 @@
-"""Videos: read files, write frames as MP4 or GIF, and compare clips. Files need ``fewstep-core[video]``."""
+"""Videos: write frames as MP4 or GIF, and compare clips. Files need ``fewstep-core[video]``."""
 
 from __future__ import annotations
 
@@ -8,50 +8,21 @@ import os
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..errors import BadFileError, FewstepError
+from ..errors import FewstepError
 
 Clip = Float[Tensor, "b c f h w"]
 NEEDED = {".mp4": ("imageio", "av"), ".gif": ("imageio", "PIL")}
 """Packages that write each kind of file."""
+MOST_FPS, MOST_PIXELS = 1000, 16384
+"""Frames a second, and rows and columns of H.264."""
 SPAN = 2.0
 """Distance of the darkest and the brightest value of the clips that are compared, which are from -1 to 1."""
 WINDOW, SIGMA = 11, 1.5
 """Pixels and standard deviation of the Gaussian window of `ssim`."""
-
-
-def read(path: Path, *, most: int | None = None, every: int = 1) -> UInt8[Tensor, "f 3 h w"]:
-    """Read the frames of a video file, or of an animated image that PyAV can decode.
-
-    Args:
-        path: of an MP4, AVI, WebM, GIF, ... file.
-        most: frames to read; None reads all.
-        every: keep every so many frames.
-
-    Raises:
-        FewstepError: PyAV is not installed.
-        BadFileError: there is no such file, it is no video, it is damaged, or it has no frames.
-    """
-    try:
-        import av
-    except ImportError as error:
-        raise FewstepError("reading videos needs av; install with: pip install 'fewstep-core[video]'") from error
-    frames: list[Tensor] = []
-    try:
-        with av.open(str(path)) as container:
-            for number, frame in enumerate(container.decode(video=0)):
-                if most is not None and len(frames) == most:
-                    break
-                if number % every == 0:
-                    frames.append(torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1))
-    except (av.FFmpegError, OSError, IndexError) as error:  # IndexError: a file without a video stream
-        raise BadFileError(f"{path} cannot be read as a video: {str(error) or type(error).__name__}") from error
-    if not frames:
-        raise BadFileError(f"{path} has no frames")
-    return torch.stack(frames)
 
 
 def check_writable(path: Path) -> None:
@@ -71,6 +42,16 @@ def check_writable(path: Path) -> None:
         raise FewstepError(f"{path} cannot be written: there is no folder {path.parent}")
 
 
+def check_rate(fps: float) -> None:
+    """Refuse frames a second that no file holds.
+
+    Raises:
+        ValueError: they are not above 0 and at most `MOST_FPS`.
+    """
+    if not 0 < fps <= MOST_FPS:
+        raise ValueError(f"fps must be above 0 and at most {MOST_FPS}, found {fps}")
+
+
 def write(frames: Float[Tensor, "f c h w"], path: Path, *, fps: float = 16.0, zoom: int = 1) -> None:
     """Write one clip; the file appears complete or not at all.
 
@@ -82,11 +63,14 @@ def write(frames: Float[Tensor, "f c h w"], path: Path, *, fps: float = 16.0, zo
 
     Raises:
         FewstepError: it cannot be written, see `check_writable`.
-        ValueError: the frames have another shape, or fps or zoom are not positive.
+        ValueError: the frames have another shape, or fps or zoom are out of range.
     """
     check_writable(path)
-    if frames.ndim != 4 or frames.shape[1] not in (1, 3) or frames.numel() == 0 or fps <= 0 or zoom < 1:
-        raise ValueError(f"a clip needs frames [f, 1 or 3, h, w], fps > 0 and zoom >= 1, found {tuple(frames.shape)}")
+    check_rate(fps)
+    if frames.ndim != 4 or frames.shape[1] not in (1, 3) or frames.numel() == 0:
+        raise ValueError(f"a clip needs frames [f, 1 or 3, h, w], found {tuple(frames.shape)}")
+    if zoom < 1 or zoom * max(frames.shape[2:]) > MOST_PIXELS:
+        raise ValueError(f"zoom={zoom} must be at least 1 and give at most {MOST_PIXELS} rows and columns")
     import imageio.v3 as imageio
 
     kind = path.suffix.lower()
@@ -95,10 +79,10 @@ def write(frames: Float[Tensor, "f c h w"], path: Path, *, fps: float = 16.0, zo
     if kind == ".mp4":
         even = F.pad(pixels, (0, pixels.shape[3] % 2, 0, pixels.shape[2] % 2), mode="replicate")
         rows = even.permute(0, 2, 3, 1).contiguous().numpy()
-        imageio.imwrite(part, rows, plugin="pyav", codec="libx264", fps=fps, out_pixel_format="yuv420p")
+        imageio.imwrite(part.absolute(), rows, plugin="pyav", codec="libx264", fps=fps, out_pixel_format="yuv420p")
     else:
         rows = pixels.permute(0, 2, 3, 1).contiguous().numpy()
-        imageio.imwrite(part, rows, plugin="pillow", duration=1000 / fps, loop=0)
+        imageio.imwrite(part.absolute(), rows, plugin="pillow", duration=1000 / fps, loop=0)
     os.replace(part, path)
 
 

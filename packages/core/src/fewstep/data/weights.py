@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BadFileError
+from .files import read_text
 
+INDEX = ".safetensors.index.json"
+"""End of the name of the file that lists the shards of large weights."""
 LONGEST_HEADER = 100_000_000
 """Bytes; safetensors itself refuses more."""
 _COUNTS = re.compile(r"(num|n)_\w*(layers|blocks|experts)|(num|n)_(layers|blocks)|depth|layers_per_block")
@@ -33,6 +36,30 @@ def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
             raise BadFileError(f"{file} is damaged: its header cannot be read ({error}); download it again") from error
     return shapes
+
+
+def shards(path: Path) -> list[Path]:
+    """The safetensors files behind a path: the file itself, those of an index, or those of a folder with either.
+
+    Raises:
+        BadFileError: an index is damaged or names a file that is missing, or a folder holds no or several weights.
+    """
+    if path.is_dir():
+        found = sorted(path.glob(f"*{INDEX}")) or sorted(path.glob("*.safetensors"))
+        if len(found) != 1:
+            inside = f"{len(found)} ({', '.join(file.name for file in found[:3])})" if found else "none"
+            raise BadFileError(f"{path} is a folder with {inside} sets of safetensors weights: name one file")
+        return shards(found[0])
+    if not path.name.endswith(INDEX):
+        return [path]
+    try:
+        names = sorted(set(json.loads(read_text(path))["weight_map"].values()))
+        files = [path.parent / Path(name).name for name in names]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadFileError(f"{path} is no index of safetensors files: {error}") from error
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise BadFileError(f"{path} names {missing[0]}, which is missing; download it again")
+    return files
 
 
 def _header(file: Path) -> dict[str, Any]:

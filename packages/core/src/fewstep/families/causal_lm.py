@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, TextStreamer
 from transformers.cache_utils import Cache
 
 from ..contract import Loaded
-from ..errors import UnsupportedModelError
+from ..errors import UnsupportedModelError, check_least
 from .inputs import PromptInputs, tokenizer_of
 from .kv_cache import ARGUMENT, growing
 from .sizes import TransformerSizes
@@ -177,6 +177,10 @@ class Ask(PromptInputs):
     seed: int = 0
     """Seed of the sampling."""
 
+    def __post_init__(self) -> None:
+        check_least(self, max_new_tokens=1, temperature=0)
+        super().__post_init__()
+
     def __call__(self, loaded: Loaded, method: Any) -> None:
         """Stream the answer, then print what it cost."""
         ids, span = self.tokens(loaded)
@@ -211,11 +215,11 @@ class Ask(PromptInputs):
     def tokens(self, loaded: Loaded) -> tuple[Int[Tensor, "1 n"], tuple[int, int]]:
         """Prompt ids, and the span of the question in them, counted from the end."""
         tokenizer = tokenizer_of(loaded)
-        whole, question = self.whole_prompt(tokenizer)
+        whole, (start, end) = self.whole_prompt(tokenizer)
         ids = tokenizer(whole, add_special_tokens=False)["input_ids"]
-        after = whole[whole.rindex(question) + len(question) :] if question else ""
-        behind = len(tokenizer(after, add_special_tokens=False)["input_ids"])
-        asked = len(tokenizer(question, add_special_tokens=False)["input_ids"])
+        asked, behind = (
+            len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (whole[start:end], whole[end:])
+        )
         return torch.tensor([ids]), (max(-(behind + asked), -len(ids)), -behind or len(ids))
 
 

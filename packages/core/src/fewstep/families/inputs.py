@@ -12,6 +12,7 @@ from typing import Any
 from ..contract import Loaded
 from ..data import files
 from ..errors import UnsupportedModelError
+from . import chat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,20 +43,26 @@ class PromptInputs:
         """
         return files.read_text(self.prompt_file) if self.prompt_file is not None else ""
 
-    def whole_prompt(self, tokenizer: Any) -> tuple[str, str]:
-        """The text that the model reads, chat template and first special token included, and the question in it.
+    def whole_prompt(self, tokenizer: Any) -> tuple[str, tuple[int, int]]:
+        """The text that the model reads, chat template and first special token included, and the question's place.
+
+        Returns:
+            The text, and the characters in it that hold the question or what the template made of it; none without one.
 
         Raises:
+            FewstepError: the chat template fails or drops the question.
             ValueError: there is neither a document nor a question.
         """
         document, question = self.document(), self.prompt.strip()
         if not question and not document.strip():
             raise ValueError("the prompt is empty: give --prompt, --prompt-file or both")
-        text = f"{document.rstrip()}\n\n{question}" if document else question
+        before = f"{document.rstrip()}\n\n" if document else ""
         if self.chat and getattr(tokenizer, "chat_template", None):
-            message = [{"role": "user", "content": text}]
-            return tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False), question
-        return "".join(map(tokenizer.decode, tokenizer("")["input_ids"])) + text, question
+            whole = chat.render(tokenizer, before + question)
+            other = chat.render(tokenizer, before + chat.OTHER) if question not in whole else whole
+        else:
+            other = whole = "".join(map(tokenizer.decode, tokenizer("")["input_ids"])) + before + question
+        return whole, chat.span(whole, question, other) if question else (len(whole), len(whole))
 
     def finish(self, answer: str, method: Any, facts: Mapping[str, Any]) -> None:
         """Print the facts, a line each, and write the JSON file where one was asked for."""

@@ -16,7 +16,8 @@ from torch import Tensor
 from ..contract import CalibrationBatch, Loaded
 from ..data.files import read_lines
 from ..data.images import read_image
-from ..errors import BadFileError, FewstepError, UnsupportedModelError
+from ..errors import BadFileError, FewstepError, UnsupportedModelError, check_least
+from . import chat
 from .inputs import PromptInputs
 
 PADDING, OTHER, TEXT, VISION = -1, 0, 1, 2
@@ -92,33 +93,33 @@ def modality(kwargs: Mapping[str, Any], special: tuple[int, ...], vision: tuple[
     return kind
 
 
-def inputs(loaded: Loaded, prompt: str, pictures: Sequence[Path] = (), answer: str | None = None) -> dict[str, Any]:
+def inputs(
+    loaded: Loaded, prompt: str, pictures: Sequence[Path] = (), answer: str | None = None, *, template: bool = True
+) -> dict[str, Any]:
     """Make the keyword arguments of the model for one prompt, its pictures, and the answer where there is one.
 
     Args:
-        loaded: a model with its tokenizer or processor; the chat template is used where it has one.
+        loaded: a model with its tokenizer or processor.
         prompt: the question.
         pictures: files of pictures that come before it.
         answer: text of the model's turn; None leaves the turn open for generation.
+        template: use the chat template, where the model has one.
 
     Raises:
         BadFileError: a picture cannot be read.
-        FewstepError: the model has no processor, or reads no pictures.
+        FewstepError: the model has no processor, reads no pictures, or none without its template; or that fails.
     """
     processor = loaded.processor
     if processor is None:
         raise FewstepError(f"{loaded.name} has no tokenizer or processor")
     if pictures and not hasattr(processor, "image_processor"):
         raise FewstepError(f"{loaded.name} reads no pictures; leave the image out")
+    if pictures and not template:
+        raise FewstepError("the chat template says where pictures stand: leave out --no-chat (chat=False), or them")
     images = [read_image(path) for path in pictures]
-    content: Any = prompt
-    if hasattr(processor, "image_processor"):
-        content = [*({"type": "image"} for _ in images), {"type": "text", "text": prompt}]
-    messages = [{"role": "user", "content": content}]
-    messages += [{"role": "assistant", "content": answer}] if answer is not None else []
     tokenizer = getattr(processor, "tokenizer", processor)
-    if getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None):
-        text = processor.apply_chat_template(messages, add_generation_prompt=answer is None, tokenize=False)
+    if template and (getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)):
+        text = chat.render(processor, prompt, pictures=len(images), answer=answer)
     else:
         text = prompt if answer is None else f"{prompt} {answer}"
     more = {"images": images} if images else {}
@@ -175,6 +176,7 @@ class Ask(PromptInputs):
     def __post_init__(self) -> None:
         if not self.prompt.strip():
             raise ValueError("the prompt is empty")
+        check_least(self, max_new_tokens=1)
         super().__post_init__()
 
     def __call__(self, loaded: Loaded, method: Any) -> None:
@@ -186,7 +188,7 @@ class Ask(PromptInputs):
         """
         document = self.document()
         prompt = f"{document.rstrip()}\n\n{self.prompt}" if document else self.prompt
-        arguments = inputs(loaded, prompt, self.image)
+        arguments = inputs(loaded, prompt, self.image, template=self.chat)
         _refuse_unknown_words(loaded, prompt)
         dense = self._answer(loaded, arguments)[0] if self.compare else None
         with method.apply(loaded.model) as applied:

@@ -109,15 +109,29 @@ class Architecture:
         """Shape ``(C, F, H, W)`` of the latent of a video.
 
         Raises:
-            ValueError: the video does not divide into latents and patches.
+            ValueError: the video does not divide into latents and patches, or has more of them than positions.
         """
-        _, patch_h, patch_w = self.transformer.get("patch_size", (1, 2, 2))
-        if (frames - 1) % self.temporal or height % (self.spatial * patch_h) or width % (self.spatial * patch_w):
-            raise ValueError(
-                f"{frames} frames of {height}x{width} do not fit: frames - 1 must be a multiple of {self.temporal}, "
-                f"height of {self.spatial * patch_h}, width of {self.spatial * patch_w}"
-            )
+        patch_f, patch_h, patch_w = self.transformer.get("patch_size", (1, 2, 2))
+        tall, wide = self.spatial * patch_h, self.spatial * patch_w
         size = (frames - 1) // self.temporal + 1, height // self.spatial, width // self.spatial
+        if (
+            min(frames, height, width) < 1
+            or (frames - 1) % self.temporal
+            or size[0] % patch_f
+            or height % tall
+            or width % wide
+        ):
+            least = (patch_f - 1) * self.temporal + 1
+            raise ValueError(
+                f"{frames} frames of {height}x{width} do not fit: frames must be {least} plus a multiple of "
+                f"{patch_f * self.temporal}, height a multiple of {tall}, width of {wide}"
+            )
+        most = self.transformer.get("rope_max_seq_len", 1024)
+        if max(size[0] // patch_f, height // tall, width // wide) > most:
+            raise ValueError(
+                f"{frames} frames of {height}x{width} are too large: this model has positions for "
+                f"{(most * patch_f - 1) * self.temporal + 1} frames of {most * tall}x{most * wide}"
+            )
         return (self.transformer.get("in_channels", 16), *size)
 
     def meta_network(self) -> nn.Module:

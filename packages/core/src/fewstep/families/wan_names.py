@@ -79,6 +79,24 @@ to_native = NameTable("diffusers", *({new: old for old, new in table.items()} fo
 """Diffusers to native, the inverse of `to_diffusers`."""
 
 
+_JOINED = {name.replace(".", "_"): name for table in (_BLOCK, _OUTSIDE) for pair in table.items() for name in pair}
+"""Modules by their names with underscores for dots, as kohya's trainers write them."""
+_KOHYA = re.compile(rf"(?:blocks_(\d+)_)?({_any(_JOINED)})")
+
+
+def from_kohya(name: str) -> str:
+    """A module by its name in kohya's LoRAs: ``blocks_0_self_attn_q`` to ``blocks.0.self_attn.q``.
+
+    Raises:
+        BadFileError: it is no module of a Wan transformer.
+    """
+    parts = _KOHYA.fullmatch(name)
+    if parts is None:
+        raise BadFileError(f"{name!r} is no module of a Wan transformer; are these weights of another model?")
+    block, module = parts.groups()
+    return _JOINED[module] if block is None else f"blocks.{block}.{_JOINED[module]}"
+
+
 def are_native(names: Iterable[str]) -> bool:
     """True for native names, false for those of diffusers; the first name that only one kind has decides."""
     for name in names:
