@@ -103,6 +103,26 @@ def cps(
     return mean, following * math.sin(eta * math.pi / 2)
 
 
+def transition(
+    noisy: Latent, velocity: Latent, sigma: float, following: float, eta: float, generator: torch.Generator | None
+) -> Latent:
+    """One step of a sampler to the next level.
+
+    Args:
+        noisy: ``x_s``.
+        velocity: as the network predicts it there.
+        sigma: ``s``.
+        following: the next level ``s'``.
+        eta: 0 Euler (bidirectional models), 1 fresh noise (autoregressive ones), and between them `cps`.
+        generator: of the fresh noise; needed for ``eta > 0``.
+    """
+    if eta == 0:
+        return euler(noisy, velocity, sigma, following)
+    mean, sd = cps(noisy, velocity, sigma, following, eta)
+    fresh = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=torch.float32)
+    return mean + sd * fresh
+
+
 @dataclass(frozen=True)
 class StepGrid:
     """The noise levels that a few-step student is trained on and sampled with.

@@ -8,6 +8,7 @@ module         models
 `vlm`          language models that read pictures: modalities of tokens, inputs from pictures and text
 `moe`          mixtures of experts, whatever else the model is: sites, exchangeable experts, counting
 `wan`          Wan text-to-video pipelines and their transformer: velocity, latents, prompts
+`wan_causal`   the same transformer chunk by chunk, with a KV cache (`chunk_cache`); `wan_stream`: endless videos
 `wan_vae`      the video VAE of Wan: whole clips to latents and back
 =============  ========================================================================================
 

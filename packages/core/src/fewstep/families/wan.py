@@ -78,11 +78,16 @@ def decode(pipe: Any, latents: Latent) -> Float[Tensor, "b f 3 h w"]:
     if pipe.vae is None:
         return (latents.float() / 2 + 0.5).clamp(0, 1).transpose(1, 2).expand(-1, -1, 3, -1, -1)
     vae = pipe.vae.to(latents.device)
+    video = vae.decode(denormalised(vae, latents).to(vae.dtype), return_dict=False)[0]
+    return (video.float() / 2 + 0.5).clamp(0, 1).transpose(1, 2)
+
+
+def denormalised(vae: Any, latents: Latent) -> Latent:
+    """Latents as the VAE's decoder takes them: scaled and shifted by its statistics."""
     shape = 1, -1, 1, 1, 1
     mean = torch.tensor(vae.config.latents_mean, device=latents.device).view(shape)
     std = torch.tensor(vae.config.latents_std, device=latents.device).view(shape)
-    video = vae.decode((latents * std + mean).to(vae.dtype), return_dict=False)[0]
-    return (video.float() / 2 + 0.5).clamp(0, 1).transpose(1, 2)
+    return latents * std + mean
 
 
 @dataclass(frozen=True, kw_only=True)

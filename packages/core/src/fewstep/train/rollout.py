@@ -71,30 +71,18 @@ def rollout(
         start: noise ``[B, C, F, H, W]``.
         exit: index of the step whose x0 prediction is the sample, 0..K-1.
         grad: record the graph of the exit step.
-        eta: how it goes from level to level: 0 Euler (bidirectional models), 1 fresh noise (autoregressive ones), and
-            between them `fewstep.flow.cps`.
+        eta: see `fewstep.flow.transition`.
         generator: of the fresh noise; needed for ``eta > 0``.
     """
     sigmas: list[float] = grid.sigmas.tolist()
     noisy = start
     with torch.no_grad():
         for sigma, following in zip(sigmas[:exit], sigmas[1:], strict=False):
-            noisy = transition(noisy, role.velocity(noisy, sigma, cond), sigma, following, eta, generator)
+            noisy = flow.transition(noisy, role.velocity(noisy, sigma, cond), sigma, following, eta, generator)
     with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
         velocity = role.velocity(noisy, sigmas[exit], cond)
         x = flow.x0_from_velocity(noisy, velocity, sigmas[exit])
     return Rollout(x=x, noisy=noisy, velocity=velocity, sigma=sigmas[exit], exit=exit, cond=cond, start=start)
-
-
-def transition(
-    noisy: Latent, velocity: Latent, sigma: float, following: float, eta: float, generator: torch.Generator | None
-) -> Latent:
-    """One step to the next level; see `rollout` for `eta`."""
-    if eta == 0:
-        return flow.euler(noisy, velocity, sigma, following)
-    mean, sd = flow.cps(noisy, velocity, sigma, following, eta)
-    fresh = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=torch.float32)
-    return mean + sd * fresh
 
 
 @torch.no_grad()
