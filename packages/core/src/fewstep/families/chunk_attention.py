@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from .chunk_cache import ChunkCache, States
 
@@ -60,7 +60,7 @@ def calling(call: ChunkCall) -> Iterator[None]:
 class CausalRope:
     """Forward of the rotary embedding: tables at the positions of the current call, or the stock one outside of one."""
 
-    rope: nn.Module
+    rope: Any
     stock: Any = field(init=False)
 
     def __post_init__(self) -> None:
@@ -80,7 +80,7 @@ class CausalRope:
         return rotation
 
 
-def angles(rope: nn.Module, frames: Int[Tensor, " f"], height: int, width: int) -> Angles:
+def angles(rope: Any, frames: Int[Tensor, " f"], height: int, width: int) -> Angles:
     """Rotation of the tokens of frames at the given positions, on a grid of `height` by `width` tokens.
 
     Raises:

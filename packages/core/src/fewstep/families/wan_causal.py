@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..applied import Applied
 from ..errors import UnsupportedModelError
@@ -22,7 +22,7 @@ from .chunk_cache import ChunkCache
 from .wan import Architecture
 
 
-def check(model: Any) -> nn.Module:
+def check(model: Any) -> Any:
     """Return the transformer of a Wan text-to-video model, or the transformer itself.
 
     Raises:
@@ -42,7 +42,7 @@ def check(model: Any) -> nn.Module:
     return network
 
 
-def make_causal(network: nn.Module, undo: Applied) -> None:
+def make_causal(network: Any, undo: Applied) -> None:
     """Let `velocity` and `commit` work on `network` until `undo` is removed; other calls of it stay as they are."""
     for number, block in enumerate(network.blocks):
         attention = block.attn1
@@ -52,7 +52,7 @@ def make_causal(network: nn.Module, undo: Applied) -> None:
 
 
 def velocity(
-    network: nn.Module, noisy: Latent, sigma: Float[Tensor, " b"], cond: Float[Tensor, "b t d"], cache: ChunkCache
+    network: Any, noisy: Latent, sigma: Float[Tensor, " b"], cond: Float[Tensor, "b t d"], cache: ChunkCache
 ) -> Latent:
     """Velocity of the chunk that follows what is in `cache`, which stays as it is.
 
@@ -71,7 +71,7 @@ def velocity(
 
 
 @torch.no_grad()
-def commit(network: nn.Module, clean: Latent, cond: Float[Tensor, "b t d"], cache: ChunkCache) -> ChunkCache:
+def commit(network: Any, clean: Latent, cond: Float[Tensor, "b t d"], cache: ChunkCache) -> ChunkCache:
     """The cache after a finished chunk: its keys and values are those of a pass at noise level 0."""
     frames = torch.arange(clean.shape[2], device=clean.device) + _start(cache, clean.shape[2])
     call = ChunkCall(frames, cache, recorded=[])
@@ -81,7 +81,7 @@ def commit(network: nn.Module, clean: Latent, cond: Float[Tensor, "b t d"], cach
 
 
 def recache(
-    network: nn.Module, chunks: Sequence[tuple[int, Latent]], cond: Float[Tensor, "b t d"], cache: ChunkCache
+    network: Any, chunks: Sequence[tuple[int, Latent]], cond: Float[Tensor, "b t d"], cache: ChunkCache
 ) -> ChunkCache:
     """Rebuild a cache under another prompt, from the finished chunks that it still sees; positions stay.
 
@@ -98,7 +98,7 @@ def recache(
 
 
 def teacher_forced(
-    network: nn.Module,
+    network: Any,
     clean: Latent,
     noisy: Latent,
     sigma: Float[Tensor, "b f"],
@@ -154,6 +154,6 @@ def _start(cache: ChunkCache, chunk: int) -> int:
     return cache.visible(chunk) if cache.policy.relative else cache.frames
 
 
-def _forward(network: nn.Module, video: Latent, timestep: Tensor, cond: Tensor, call: ChunkCall) -> Latent:
+def _forward(network: Any, video: Latent, timestep: Tensor, cond: Tensor, call: ChunkCall) -> Latent:
     with calling(call):
         return network(hidden_states=video, timestep=timestep, encoder_hidden_states=cond, return_dict=False)[0]

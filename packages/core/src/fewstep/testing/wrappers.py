@@ -187,5 +187,6 @@ def wrapped_inside(model: Any) -> Any:
     for network in modules(model).values():
         for part in list(network.modules()):
             if isinstance(part, nn.ModuleList) and len(part):
-                part[0] = torch.compile(part[0], backend="eager")
+                compiled: Any = torch.compile(part[0], backend="eager")
+                part[0] = compiled
     return model
