@@ -17,6 +17,8 @@ from ..errors import BadFileError, FewstepError
 Clip = Float[Tensor, "b c f h w"]
 NEEDED = {".mp4": ("imageio", "av"), ".gif": ("imageio", "PIL")}
 """Packages that write each kind of file."""
+LASTS = 3.0
+"""Seconds that a clip must last to be seen."""
 SPAN = 2.0
 """Distance of the darkest and the brightest value of the clips that are compared, which are from -1 to 1."""
 WINDOW, SIGMA = 11, 1.5
@@ -69,6 +71,12 @@ def check_writable(path: Path) -> None:
         )
     if not path.parent.is_dir():
         raise FewstepError(f"{path} cannot be written: there is no folder {path.parent}")
+
+
+def looped(frames: Float[Tensor, "f c h w"], fps: float) -> Float[Tensor, "n c h w"]:
+    """The clip, repeated whole until it lasts `LASTS` seconds: players stop after the last frame."""
+    times = max(1, math.ceil(LASTS * fps / len(frames)))
+    return frames.repeat(times, 1, 1, 1)
 
 
 def write(frames: Float[Tensor, "f c h w"], path: Path, *, fps: float = 16.0, zoom: int = 1) -> None:
