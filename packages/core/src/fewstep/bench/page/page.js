@@ -78,7 +78,7 @@ function reveal() {
 addEventListener("hashchange", reveal);
 reveal();
 
-const links = new Map(all(".links a").map((link) => [link.hash.slice(1), link]));
+const links = new Map(all(".links a").map((link) => [link.getAttribute("href").slice(1), link]));
 const seen = new IntersectionObserver((entries) => {
   for (const entry of entries) if (entry.isIntersecting) {
     links.forEach((link) => link.classList.remove("here"));
