@@ -53,7 +53,7 @@ def test_run_decodes_a_users_video_side_by_side(folder):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert all(text in done.stdout for text in ("7 frames of 32x24", "sharpness", "against the teacher: PSNR"))
-    assert read_video(folder / "out.mp4").shape == (7, 3, 24, 96)
+    assert read_video(folder / "out.mp4").shape == (77, 3, 24, 96), "7 frames at 24 a second, looped to 3 seconds"
 
 
 @pytest.mark.parametrize(

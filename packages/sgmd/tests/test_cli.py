@@ -64,7 +64,27 @@ def test_a_video_of_the_trained_size(fewstep, folder):
     code, out, err = fewstep(*words, "--zoom", "2")
     assert code == 0, err
     assert "video: 5x32x48" in out and "network calls: 4" in out
-    assert iio.imread(folder / "out.mp4", plugin="pyav").shape == (5, 64, 96, 3)
+    written = iio.imread(folder / "out.mp4", plugin="pyav")
+    assert written.shape[1:] == (64, 96, 3) and len(written) % 5 == 0 and len(written) >= 48, "looped to 3 seconds"
+
+
+def test_the_unchanged_model_stands_beside_the_method(fewstep, folder):
+    words = [
+        "run",
+        "sgmd",
+        "--model",
+        "base",
+        "--method-from",
+        "full",
+        "--prompt",
+        "a cat runs",
+        "--output",
+        "both.gif",
+    ]
+    code, out, err = fewstep(*words, "--zoom", "1", "--compare", "--compare-steps", "3", "--compare-guidance", "1")
+    assert code == 0, err
+    assert "unchanged model: 3 network calls" in out and "as fast now" in out
+    assert iio.imread(folder / "both.gif").shape[-3:] == (32, 96, 3)
 
 
 def test_a_gif_with_the_flags_of_a_method(fewstep, folder, full_file):

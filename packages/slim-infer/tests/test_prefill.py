@@ -95,6 +95,15 @@ def test_tokens_and_bytes_cached_by_each_layer(prompt, model, slim):
     assert report.seen == prompt + 4
 
 
+def test_the_report_is_printed_for_people(model, slim):
+    with slim(keep=(80, 48)).apply(model) as applied:
+        generate(model, causal_lm.tiny_prompt(160), 5)
+        assert str(applied.report).splitlines()[0] == "prompt: 48 of 160 tokens reach the last layers (160 → 80 → 48)"
+        assert str(applied.report).splitlines()[1].startswith("KV cache: 0.")
+        generate(model, causal_lm.tiny_prompt(32), 5)
+        assert str(applied.report).startswith("prompt: nothing was dropped, its 32 tokens fit the budget\n")
+
+
 def test_measured_flops_follow_the_formula(slim):
     model, ids = causal_lm.tiny(), causal_lm.tiny_prompt(160)
     # the counter knows the plain formulation of attention, which computes the masked half too

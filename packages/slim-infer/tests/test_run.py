@@ -18,6 +18,17 @@ def test_an_answer_about_a_document(smollm2, tmp_path, capsys):
     assert kept[0] == saved["prompt tokens"] > 4 * 0.9 * kept[1] and "time to first token" in said
 
 
+def test_a_short_prompt_is_kept_whole_and_the_unchanged_model_answers_beside(smollm2, tmp_path, capsys):
+    output = tmp_path / "answer.json"
+    Ask(prompt=QUESTION, max_new_tokens=8, output=output, compare=True)(smollm2, SlimInfer())
+    said, saved = capsys.readouterr().out, json.loads(output.read_text())
+    assert "nothing was dropped" in said, "the prompt is shorter than the budget"
+    assert said.index("unchanged model:") < said.index("slim-infer:") and said.count("Paris") == 2
+    assert saved["unchanged model"]["time to first token (s)"] > 0
+    ratio = saved["time to first token, against the unchanged model"]
+    assert ratio.endswith("x") and ratio in said
+
+
 def test_a_bad_field_is_one_line_and_exit_code_2(tmp_path):
     done = run_command_line(
         ["run", "slim-infer", "--model", "smollm2-135m", "--prompt", QUESTION, "--keep", "7"], tmp_path

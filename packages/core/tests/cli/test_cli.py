@@ -127,6 +127,26 @@ def test_flags_are_the_fields_and_a_clash_gets_a_prefix(fewstep):
     assert "(default: 0.5)" in shown.stdout and "(default: 512)" in shown.stdout
 
 
+SHRINK = """
+from fewstep.cards import Card, hookimpl
+
+@hookimpl
+def fewstep_methods():
+    return [Card(name="shrink", summary="brings no task", target="shrink.method:Skip")]
+"""
+
+
+def test_help_helps_before_a_task_is_chosen(fewstep, install, tmp_path):
+    """Of a method without a task of its own, where there are several to choose from."""
+    site = install(tmp_path / "site", "shrink", {"plugin.py": SHRINK, "method.py": "from toy.method import Skip"})
+    refused = fewstep("bench", "shrink", "--model", "toy-net", sites=(site,))
+    assert refused.returncode == 2 and "--task is needed" in refused.stderr
+    shown = fewstep("bench", "shrink", "--help", sites=(site,))
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "--model STR" in shown.stdout and "--keep FLOAT" in shown.stdout
+    assert "--task is needed:" in shown.stdout and "walk" in shown.stdout
+
+
 def test_run_hands_model_and_method_to_the_inputs(fewstep):
     run = fewstep("run", "skip", "--model", "toy-net", "--prompt", "hi", "--order", "0", "2", "3")
     assert run.stdout == "hi: 3 layers, Skip(keep=0.5, length=1, order=(0, 2, 3))\n"

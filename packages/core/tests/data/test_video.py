@@ -30,6 +30,13 @@ def test_what_is_written_is_what_is_read(tmp_path, name, plugin, channels):
     assert frames[:, 24, 10].max() < 0.05
 
 
+@pytest.mark.parametrize(("frames", "fps", "count"), [(5, 16.0, 50), (6, 6.25, 24), (48, 16.0, 48), (97, 24.0, 97)])
+def test_short_clips_are_repeated_whole_until_they_last(frames, fps, count):
+    clip = ramp(frames)
+    looped = video.looped(clip, fps)
+    assert len(looped) == count and torch.equal(looped[:frames], clip) and torch.equal(looped[-frames:], clip)
+
+
 def test_odd_sizes_are_filled_up_for_mp4(tmp_path):
     video.write(ramp(height=17, width=21), tmp_path / "odd.mp4")
     assert iio.imread(tmp_path / "odd.mp4", plugin="pyav").shape == (5, 18, 22, 3)

@@ -87,17 +87,13 @@ def test_folder_of_a_run(whole_run):
 
 def test_lines_when_piped(forks, tmp_path):
     said = forks("--out", "piped").said.splitlines()
-    assert [line.split()[0] for line in said] == [
-        "[1/4]",
-        "[2/4]",
-        "saved",
-        "[3/4]",
-        "[4/4]",
-        "saved",
-        "samples:",
-        "the",
-    ]
-    assert re.fullmatch(r"\[4/4\] student/dmd \d\S+, critic/velocity \d\S+", said[4])
+    heads = [line.split()[0] for line in said]
+    assert heads[0] == "[1/4]", "between the first and the last step one line every few seconds"
+    assert [head for head in heads if head not in ("[2/4]", "[3/4]")] == [
+        "[1/4]", "saved", "[4/4]", "saved", "samples:", "the",
+    ]  # fmt: skip
+    last = next(line for line in said if line.startswith("[4/4]"))
+    assert re.fullmatch(r"\[4/4\] student/dmd \d\S+, critic/velocity \d\S+", last)
 
 
 def test_samples_do_not_disturb_the_training(forks, whole_run, tmp_path):

@@ -91,7 +91,8 @@ class RoundTrip:
         with method.apply(vae) as applied:
             student, after = streamed(applied, latents)
         columns = torch.cat([clip, teacher, student], 4)
-        video.write((columns[0].transpose(0, 1) + 1) / 2, self.output, fps=self.fps)
+        shown = video.looped((columns[0].transpose(0, 1) + 1) / 2, self.fps)
+        video.write(shown, self.output, fps=self.fps)
         print(f"{clip.shape[2]} frames of {clip.shape[4]}x{clip.shape[3]}; latents {list(latents.shape[1:])}")
         for name, pixels, seconds in (("teacher (exact)", teacher, before), (method.name, student, after)):
             facts = "PSNR {psnr:.2f} dB, SSIM {ssim:.4f}, sharpness {sharpness:.2f} of the video's"

@@ -48,6 +48,12 @@ class VideoInputs:
     """Pixels of the file for each pixel of the video, each way; 0 enlarges small videos so that they can be seen."""
     untrained: bool = False
     """Run the steps also without weights of a student, on a pipeline that is none."""
+    compare: bool = False
+    """Make the video with the unchanged pipeline first, and write both side by side."""
+    compare_steps: int = 30
+    """Steps of the unchanged pipeline."""
+    compare_guidance: float | None = None
+    """Guidance of the unchanged pipeline; default: its own."""
 
     def __post_init__(self) -> None:
         check_least(self, frames=1, height=1, width=1, zoom=0)
@@ -67,16 +73,35 @@ class VideoInputs:
         if not self.untrained:
             _refuse_teacher(loaded, method)
         pipe.set_progress_bar_config(disable=True)
-        with method.apply(pipe), _counted_calls(transformer) as calls:
-            start = time.perf_counter()
-            frames = self._frames(pipe, method)
-            seconds = time.perf_counter() - start
-        zoom = self.zoom or max(1, math.ceil(SHORTER_SIDE / min(frames.shape[2:])))
-        video.write(frames, self.output, fps=self.fps, zoom=zoom)
+        before = self._timed(pipe, transformer, method, self._unchanged()) if self.compare else None
+        with method.apply(pipe):
+            frames, calls, seconds = self._timed(pipe, transformer, method, {})
         shape = "x".join(map(str, (frames.shape[0], *frames.shape[2:])))
-        print(f"video: {shape}\nnetwork calls: {len(calls)}\nseconds: {seconds:.2f}\nwrote {self.output}")
+        print(f"video: {shape}\nnetwork calls: {calls}\nseconds: {seconds:.2f}")
+        if before is not None:
+            frames = torch.cat([before[0], frames], 3)
+            ratio = before[2] / seconds
+            print(
+                f"unchanged model: {before[1]} network calls, {before[2]:.2f} s: {ratio:.1f}x as fast with the method"
+            )
+        zoom = self.zoom or max(1, math.ceil(SHORTER_SIDE / min(frames.shape[2:])))
+        video.write(video.looped(frames, self.fps), self.output, fps=self.fps, zoom=zoom)
+        print(f"wrote {self.output}" + (": the unchanged model, then the method" if self.compare else ""))
 
-    def _frames(self, pipe: Any, method: SGMD) -> Float[Tensor, "f c h w"]:
+    def _unchanged(self) -> dict[str, Any]:
+        guidance = {} if self.compare_guidance is None else {"guidance_scale": self.compare_guidance}
+        return {"num_inference_steps": self.compare_steps, **guidance}
+
+    def _timed(
+        self, pipe: Any, transformer: nn.Module, method: SGMD, options: dict[str, Any]
+    ) -> tuple[Float[Tensor, "f c h w"], int, float]:
+        """Frames, network calls and seconds."""
+        with _counted_calls(transformer) as calls:
+            start = time.perf_counter()
+            frames = self._frames(pipe, method, options)
+            return frames, len(calls), time.perf_counter() - start
+
+    def _frames(self, pipe: Any, method: SGMD, more: dict[str, Any]) -> Float[Tensor, "f c h w"]:
         """Frames with values in [0, 1]; the latents of a pipeline without a VAE are the pixels themselves."""
         given = {"num_frames": self.frames, "height": self.height, "width": self.width}
         trained = dict(zip(given, method.size or (), strict=False))
@@ -86,7 +111,7 @@ class VideoInputs:
         tokens = min(512, pipe.tokenizer.model_max_length)
         generator = torch.Generator().manual_seed(self.seed)
         output_type = "latent" if pipe.vae is None else "pt"
-        options = {"generator": generator, "max_sequence_length": tokens, "output_type": output_type}
+        options = {"generator": generator, "max_sequence_length": tokens, "output_type": output_type, **more}
         frames = pipe(self.prompt, **options, **call).frames[0]
         return frames.transpose(0, 1) / 2 + 0.5 if pipe.vae is None else frames
 

@@ -101,6 +101,26 @@ class CacheReport:
     bytes_moved: int
     """Bytes that these swaps copied."""
 
+    @property
+    def dropped(self) -> bool:
+        """True where the last segment keeps fewer prompt tokens than there were."""
+        return bool(self.tokens) and self.tokens[-1] != self.tokens[0]
+
+    def __str__(self) -> str:
+        if not self.tokens:
+            return "no prompt yet"
+        kept = "; ".join(_kept([segment[row] for segment in self.tokens]) for row in range(len(self.tokens[0])))
+        host = f", {self.host_bytes / 2**20:.1f} MiB of them on the host" if self.host_bytes else ""
+        return f"{kept}\nKV cache: {(self.kv_bytes + self.host_bytes) / 2**20:.1f} MiB{host}"
+
+
+def _kept(tokens: list[int]) -> str:
+    """The prompt tokens of one row, from segment to segment."""
+    if tokens[-1] == tokens[0]:
+        return f"prompt: nothing was dropped, its {tokens[0]:,} tokens fit the budget"
+    path = " → ".join(f"{count:,}" for count in tokens)
+    return f"prompt: {tokens[-1]:,} of {tokens[0]:,} tokens reach the last layers ({path})"
+
 
 class SlimCache(Cache):
     """KV cache of a model with SlimInfer applied. `get_seq_length` is the number of tokens *seen*, never the kept."""

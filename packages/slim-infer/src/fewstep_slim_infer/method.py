@@ -37,7 +37,8 @@ class SlimApplied(Applied):
         report = self.report
         if report is None:
             return {}
-        return {
+        fits = {} if report.dropped else {"note": "nothing was dropped: the prompt fits the budget"}
+        return fits | {
             "prompt tokens kept, by segment": [rows[0] for rows in report.tokens],
             "KV cache (bytes)": report.kv_bytes,
             "KV cache on the host (bytes)": report.host_bytes,

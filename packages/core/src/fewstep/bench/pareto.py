@@ -49,7 +49,7 @@ def points(comparison: Comparison) -> list[Point]:
     speed, quality = speed_metric(comparison), quality_metric(comparison)
     if not speed or not quality:
         return []
-    baselines = {row.baseline or DENSE for arm in comparison.arms for row in arm.rows.values()}
+    baselines = {arm.rows[speed].baseline or DENSE for arm in comparison.arms if speed in arm.rows}
     if not all(baseline.startswith(DENSE) for baseline in baselines):
         return []
     candidates = [_point(arm, speed, quality) for arm in comparison.arms]
@@ -84,7 +84,7 @@ def front(candidates: Sequence[Point], higher: bool) -> list[Point]:
     return kept
 
 
-def draw(comparison: Comparison, *, titled: bool = True) -> Figure | None:
+def draw(comparison: Comparison) -> Figure | None:
     """The figure of one comparison; None where it has no `points`.
 
     Raises:
@@ -100,9 +100,8 @@ def draw(comparison: Comparison, *, titled: bool = True) -> Figure | None:
         waiting = f"{heading((speed_metric(comparison) or '').removesuffix(SPEEDUP))}, dense = 1x  (lower is better)"
         bars = "dashed: Pareto front; bars: minimum and maximum over the repeats"
         label_axes(axes, f"{waiting}\n{bars}", f"{heading(quality)}  ({better(quality)})")
-        if titled:
-            title = f"{comparison.task}: {comparison.model}\n{compact(comparison.params)}".strip()
-            axes.set_title(title, loc="left", fontsize=9, wrap=True)
+        title = f"{comparison.task}: {comparison.model}\n{compact(comparison.params)}".strip()
+        axes.set_title(title, loc="left", fontsize=9, wrap=True)
         figure.draw_without_rendering()  # the places of the labels depend on the layout, so it is settled here
         figure.set_layout_engine("none")
         _label(axes, shown, best)

@@ -1,4 +1,4 @@
-"""Panels in one style, and figures as files or as elements of a page."""
+"""Panels in one style, and figures as files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK = "#22262b"
-"""Colour of text and axes; `embedded` turns it into the text colour of the page."""
+"""Colour of text and axes."""
 FAINT = "#8a9099"
 # Okabe and Ito's colours, which colour-blind people can tell apart; the marker differs as well.
 LOOKS = [("#D55E00", "o"), ("#0072B2", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P")]
@@ -65,13 +65,6 @@ def label_axes(axes: Axes, x: str, y: str) -> None:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def embedded(figure: Figure, prefix: str) -> str:
-    """A figure as an ``<svg>`` element for a page, its ids starting with `prefix`."""
-    text = _svg(figure)
-    text = text[text.index("<svg") :].replace(INK, "currentColor")  # follows the light or dark scheme of the page
-    return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", text)
 
 
 def _svg(figure: Figure) -> str:

@@ -62,10 +62,11 @@ def _rank(comparison: Comparison, arm: Arm) -> tuple[bool, bool, bool, bool, boo
     metric, default = speed_metric(comparison) or "", not arm.first.config
     telling, ratio = metric.removesuffix(SPEEDUP) in TELLING, arm.rows.get(metric)
     repeated, surely = (True, ratio.spread[0]) if ratio and ratio.spread else (False, ratio.value if ratio else 0.0)
-    return default, default or _keeps_quality(comparison, arm), not arm.run.dirty, telling, repeated, surely
+    return default, default or keeps_quality(comparison, arm), not arm.run.dirty, telling, repeated, surely
 
 
-def _keeps_quality(comparison: Comparison, arm: Arm) -> bool:
+def keeps_quality(comparison: Comparison, arm: Arm) -> bool:
+    """True where the arm keeps the share `KEPT` of the dense quality; False too where one of the two is unknown."""
     metric = quality_metric(comparison) or ""
     own, dense = arm.rows.get(metric), arm.dense.get(metric)
     reference = dense.value if dense else IDENTITY.get(metric)
@@ -77,18 +78,18 @@ def _keeps_quality(comparison: Comparison, arm: Arm) -> bool:
 def _line(comparison: Comparison, arm: Arm) -> list[str]:
     speed, tasks, length = speed_metric(comparison), plugins.tasks(), comparison.params.get("length")
     task = tasks[comparison.task].summary.partition(":")[0] if comparison.task in tasks else comparison.task
-    method = ", ".join([arm.method, *(_words(name, value) for name, value in arm.first.config.items())])
+    method = ", ".join([arm.method, *(words(name, value) for name, value in arm.first.config.items())])
     return [
         f"{method} {DIRTY_MARK}" if arm.run.dirty else method,
         f"{comparison.model}: {task}" + (f", {length:,} tokens" if isinstance(length, int) else ""),
         f"{cell(arm, speed)} ({heading(speed.removesuffix(SPEEDUP))})" if speed and speed in arm.rows else "–",
         quality_cost(comparison, arm),
-        _memory(arm),
+        memory(arm),
     ]
 
 
-def _words(name: str, value: Any) -> str:
-    """``keep floor 0``, ``entry 18/21/28``, ``offload``, ``no offload``."""
+def words(name: str, value: Any) -> str:
+    """A field in words: ``keep floor 0``, ``entry 18/21/28``, ``offload``, ``no offload``."""
     name = name.replace("_", " ")
     if isinstance(value, bool):
         return name if value else f"no {name}"
@@ -104,7 +105,7 @@ def quality_cost(comparison: Comparison, arm: Arm) -> str:
     return f"{heading(metric)} {amount(arm.rows[metric])}" + (f" (dense {amount(dense)})" if dense else "")
 
 
-def _memory(arm: Arm) -> str:
+def memory(arm: Arm) -> str:
     """``KV memory 0.58x``: of the cache where it was counted, else the peak of the process or the GPU."""
     for metric in ("kv_bytes", "peak_rss_bytes", "peak_cuda_bytes"):
         own, dense = arm.rows.get(metric), arm.dense.get(metric)

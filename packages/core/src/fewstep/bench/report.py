@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import formatting, pareto, scaling, shares, tables
-from .plots import embedded, save
-from .readme import quality_cost
-from .rows import DENSE, Row
-from .samples import FOLDER, read_samples
+from .plots import save
+from .rows import Row
+from .samples import FOLDER
+from .sheets import page
 from .tables import Comparison, compare
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ def write_report(source: Path, html: Path | None, *, figures: Path | None) -> st
     """The Markdown of all rows in `source`; also writes the page to `html` and PNG and SVG files into `figures`.
 
     Raises:
-        FewstepError: there are no rows, or matplotlib is missing and a page or figures are wanted.
+        FewstepError: there are no rows, or matplotlib is missing and figures are wanted.
         BadFileError: a samples file is damaged.
         OSError: an output cannot be written.
     """
@@ -80,56 +79,3 @@ def _section(comparison: Comparison) -> str:
     for run, rows in tables.runs(comparison).items():
         parts += [tables.conditions(run, rows), f"```\n{run.command}\n```"]
     return "\n\n".join(filter(None, parts))
-
-
-def page(rows: Sequence[Row], samples: Path) -> str:
-    """The HTML page; `samples` is the folder of samples and may not exist.
-
-    Raises:
-        FewstepError: matplotlib is not installed.
-        BadFileError: a samples file is damaged.
-    """
-    from jinja2 import Environment, StrictUndefined
-
-    comparisons = compare(rows)
-    sections = [_article(number, comparison, samples) for number, comparison in enumerate(comparisons)]
-    for number, series in enumerate(scaling.length_series(comparisons)):
-        sections[comparisons.index(series.first)]["scaling"] = embedded(scaling.draw(series), f"scaling{number}")
-    template = files("fewstep.bench").joinpath("report.html").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    live = [row for row in rows if not row.superseded]
-    return environment.from_string(template).render(
-        tasks=_grouped(sections, lambda section: section["comparison"].task),
-        cards=[card for card in map(_card, comparisons) if card],
-        methods=len({row.method for row in live} - {DENSE}),
-        models=len({row.model for row in live}),
-        rows=len(live),
-        newest=max(row.run.time for row in live).date().isoformat(),
-        dense=DENSE,
-        formatting=formatting,
-        conditions=tables.conditions,
-    )
-
-
-def _article(number: int, comparison: Comparison, samples: Path) -> dict[str, Any]:
-    figure, skipped = pareto.draw(comparison, titled=False), shares.draw(comparison)  # the page has a heading
-    runs = tables.runs(comparison)
-    return {
-        "comparison": comparison,
-        "figure": embedded(figure, f"figure{number}") if figure else "",
-        "scaling": "",
-        "shares": embedded(skipped, f"shares{number}") if skipped else "",
-        "remarks": tables.remarks(comparison),
-        "runs": runs,
-        "grids": read_samples(samples, [run.id for run in runs], comparison.task, comparison.model),
-    }
-
-
-def _card(comparison: Comparison) -> dict[str, Any] | None:
-    """The fastest arm of one comparison with its quality; None where no ratio was measured on a trained model."""
-    metric = tables.speed_metric(comparison)
-    arms = [arm for arm in comparison.arms if metric in arm.rows]
-    if metric is None or not arms or comparison.random:
-        return None
-    arm = max(arms, key=lambda arm: arm.rows[metric].value)
-    return {"comparison": comparison, "arm": arm, "row": arm.rows[metric], "quality": quality_cost(comparison, arm)}

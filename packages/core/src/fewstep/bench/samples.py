@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BadFileError, FewstepError
+from .media import Media, embed
 from .rows import DENSE
 from .task import Sample
 
@@ -112,8 +112,7 @@ class SampleCell:
     """One output as the page shows it: text, an embedded image, or the name of a file that is missing."""
 
     text: str | None = None
-    image: str | None = None
-    """A data URI."""
+    media: Media | None = None
     missing: str | None = None
 
 
@@ -170,4 +169,4 @@ def _cell(sample: dict[str, Any], folder: Path) -> SampleCell:
     # A page is passed on to others: only images inside the samples folder may be embedded in it.
     if kind is None or not file.is_relative_to(folder.resolve()) or not file.is_file():
         return SampleCell(text=sample.get("text"), missing=f"missing: {name}")
-    return SampleCell(sample.get("text"), f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}")
+    return SampleCell(sample.get("text"), embed(file.read_bytes(), kind))

@@ -52,10 +52,12 @@ def bench(words: list[str]) -> int:
     """
     if words and words[0] in plugins.recipes():
         return bench_recipe(words)
-    quiet()
+    quiet(words)
     typed = shlex.join(["fewstep", "bench", *words])
     card, words = named("bench", words, "method", plugins.methods())
     # All names are looked up before anything heavy is imported.
+    if set(words) & {"-h", "--help"} and not peek(words, "--task") and not _own_tasks(card):
+        return _help_without_task(card, words)
     task_card = _task_card(card, peek(words, "--task"))
     others = [name.strip() for name in (peek(words, "--vs") or "").split(",")]
     other_cards = [plugins.find(plugins.methods(), name, "method") for name in others if name not in ("", DENSE)]
@@ -90,11 +92,24 @@ def _task_card(method: Card, name: str | None) -> Card:
     cards = plugins.tasks()
     if name is not None:
         return plugins.find(cards, name, "task")
-    package = method.target.partition(":")[0].partition(".")[0]
-    own = [card for card in cards.values() if card.target.startswith((f"{package}.", f"{package}:"))]
+    own = _own_tasks(method)
     if not own and len(cards) != 1:
         raise FewstepError(f"--task is needed, since {method.name} brings none; tasks: {', '.join(cards) or 'none'}")
     return (own or list(cards.values()))[0]
+
+
+def _own_tasks(method: Card) -> list[Card]:
+    """The tasks of the method's package."""
+    package = method.target.partition(":")[0].partition(".")[0]
+    return [card for card in plugins.tasks().values() if card.target.startswith((f"{package}.", f"{package}:"))]
+
+
+def _help_without_task(card: Card, words: Sequence[str]) -> int:
+    """The flags that all tasks share, and the tasks to choose from."""
+    tasks = ", ".join(plugins.tasks()) or "none is installed"
+    about = f"{card.summary}\n\n--task is needed: {tasks}. With --task NAME this help lists the flags of the task too."
+    parse(f"fewstep bench {card.name}", about, words, [Group("bench", BenchOptions), method_group(card, list(words))])
+    return 0
 
 
 def _check_model(name: str | None) -> None:

@@ -49,7 +49,7 @@ def bench_recipe(words: list[str]) -> int:
         FewstepError: a name or a flag is wrong, the checkout is dirty, or the measurement fails.
         OSError: the results folder cannot be written.
     """
-    quiet()
+    quiet(words)
     card = plugins.recipes()[words[0]]
     # All names are looked up before anything heavy is imported.
     task_card = plugins.find(plugins.tasks(), peek(words, "--task") or DEFAULT_TASK, "task")

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -113,11 +114,17 @@ def chosen_method(card: Card, options: MethodModelOptions, parsed: Any) -> Metho
     return card.load().from_pretrained(options.method_from)
 
 
-def quiet() -> None:
-    """Make warnings one line each, and keep progress bars out of logs; call it before transformers is imported."""
+def quiet(words: Sequence[str] = ()) -> None:
+    """Make warnings one line each, and hide what libraries say of their work; call it before transformers is imported.
+
+    Bars stay on a terminal where the model that `words` name is to be downloaded.
+    """
     warnings.showwarning = _one_line
     logging.basicConfig(format="fewstep: %(message)s", level=logging.WARNING)
-    if not sys.stderr.isatty():
+    for library in ("TRANSFORMERS", "DIFFUSERS"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    model = peek(words, "--model") or ""
+    if not sys.stderr.isatty() or "/" not in model or Path(model).expanduser().is_dir():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("TQDM_DISABLE", "1")
 

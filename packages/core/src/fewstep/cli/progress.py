@@ -1,44 +1,64 @@
-"""Progress of long work: a bar with an ETA below scrolling lines on a terminal, plain lines when piped."""
+"""Progress of long work: a bar below scrolling lines on a terminal, plain lines when piped; count and ETA first."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ..bench.settings import Event
 
-LINES = 100
-"""Plain lines for the steps of one training run, about."""
+EVERY = 5.0
+"""Seconds between two plain lines of training steps, at least."""
+FIGURES = 2
+"""Losses that are shown; the log of a run has all."""
 
 
 class PlainProgress:
     """Lines on stdout."""
 
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock, self.start, self.first, self.said = clock, clock(), 0, -EVERY
+
     def step(self, done: int, total: int, metrics: dict[str, float]) -> None:
-        """Print the first training step, the last, and about a hundred between them."""
-        if done in (1, total) or done % max(1, total // LINES) == 0:
-            self.say(f"[{done}/{total}] {_losses(metrics)}")
+        """Print the first training step that is run, the last, and one every few seconds between them."""
+        now = self.clock()
+        if not self.first:
+            self.start, self.first = now, done
+        if done in (self.first, total) or now - self.said >= EVERY:
+            self.said = now
+            self.say(f"{self._place(done, total, self.first)} {_losses(metrics)}")
 
     def event(self, event: Event) -> None:
         """Print a step of a measurement with the number of runs that are over."""
-        self.say(f"[{event.done}/{event.total}] {event.text}")
+        self.say(f"{self._place(event.done, event.total, 0)} {event.text}")
 
     def say(self, text: str) -> None:
         """Print `text`."""
         print(text, flush=True)
+
+    def _place(self, done: int, total: int, first: int) -> str:
+        """``[3/12] 25%, 1:30 left:``; the count alone at the end and before anything was timed."""
+        if not total > done > first:
+            return f"[{done}/{total}]"
+        left = (self.clock() - self.start) / (done - first) * (total - done)
+        return f"[{done}/{total}] {100 * done // total}%, {_clock(left)} left:"
 
 
 class BarProgress(PlainProgress):
     """A bar; everything that is said scrolls above it."""
 
     def __init__(self, title: str) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
         from rich.progress import TimeRemainingColumn as Remaining
+        from rich.table import Column
 
-        shown = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), Remaining()
-        self.progress = Progress(*shown, TextColumn("{task.fields[losses]}"), refresh_per_second=2)
-        self.bar = self.progress.add_task(title, total=None, losses="")
+        super().__init__()
+        last = TextColumn("{task.fields[losses]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1))
+        shown = MofNCompleteColumn(), TaskProgressColumn(), Remaining(compact=True), BarColumn(bar_width=12), last
+        self.progress = Progress(*shown, refresh_per_second=2, expand=True)
+        self.bar = self.progress.add_task(title, total=None, losses=title)
 
     def step(self, done: int, total: int, metrics: dict[str, float]) -> None:
         """Move the bar and show the newest losses."""
@@ -65,6 +85,12 @@ def following(title: str) -> Iterator[PlainProgress]:
         yield bar
 
 
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
+
+
 def _losses(metrics: dict[str, float]) -> str:
     hidden = ("/exit", "/gradient")
-    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if not name.endswith(hidden))
+    shown = [f"{name} {value:.4g}" for name, value in metrics.items() if not name.endswith(hidden)]
+    return ", ".join(shown[:FIGURES])

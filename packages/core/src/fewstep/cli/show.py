@@ -10,11 +10,13 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from ..bench import measured
 from ..bench.rows import DENSE, read
 from ..cards import Card, import_target
 from ..errors import BadFileError, FewstepError
 from .listing import KINDS
 from .options import named
+from .outline import Outline, Unread, outline
 from .table import show_rows, show_table
 
 RESULTS = Path("results")
@@ -73,12 +75,35 @@ def model_config(folder: Path) -> Any:
 
 
 def _show(kind: str, card: Card) -> None:
-    target = card.load()
     print(f"{card.name} ({kind.removesuffix('s')}): {card.summary}")
     if card.paper:
         print(f"paper: https://arxiv.org/abs/{card.paper}")
     if card.models:
         print(f"models: {', '.join(card.models)}")
+    try:
+        _show_outline(kind, outline(card.target))
+    except Unread:
+        _show_imported(kind, card.load())
+    if kind in ("methods", "recipes") and (lines := measured.shipped(card)):
+        show_table("measured, the best setting of each task", measured.HEADER, lines)
+    if kind in ("methods", "tasks"):
+        _show_measured(kind, card.name)
+
+
+def _show_outline(kind: str, read: Outline) -> None:
+    """What the source of the target says."""
+    if kind == "methods":
+        if "formats" in read.constants or not read.words("seams"):
+            raise Unread("formats are made by code")
+        print(f"occupies: {', '.join(read.words('seams'))}")
+    print(f"\n{read.doc}\n")
+    if read.fields:
+        lines = [(name, default, meaning) for name, (default, meaning) in read.fields.items()]
+        show_table("fields", ("field", "default", "meaning"), lines)
+
+
+def _show_imported(kind: str, target: Any) -> None:
+    """What the target itself says, where its source does not: functions, formats, computed defaults."""
     if kind == "methods":
         print(f"occupies: {', '.join(sorted(target.seams))}")
         for written in target.formats:
@@ -88,8 +113,6 @@ def _show(kind: str, card: Card) -> None:
         show_table("fields", ("field", "value", "meaning"), fields(type(chosen := target()), chosen))
     elif dataclasses.is_dataclass(target) and isinstance(target, type):
         show_table("fields", ("field", "default", "meaning"), fields(target))
-    if kind in ("methods", "tasks"):
-        _show_measured(kind, card.name)
 
 
 def fields(cls: type, values: Any = None) -> list[tuple[str, str, str]]:

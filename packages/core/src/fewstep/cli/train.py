@@ -43,7 +43,7 @@ class TrainOptions:
 
 def train(words: list[str]) -> int:
     """Run a recipe; Ctrl-C finishes the step and saves."""
-    quiet()
+    quiet(words)
     card, words = named("train", words, "recipe", plugins.recipes())
     groups = [Group("run", TrainOptions), recipe_group(card)]
     options, recipe = parse(f"fewstep train {card.name}", card.summary, words, groups)

@@ -24,7 +24,7 @@ class FitOptions(ModelOptions):
 
 def run(words: list[str]) -> int:
     """Load the model, make the method of its flags, and hand both to the inputs that the method's package defines."""
-    quiet()
+    quiet(words)
     card, words = named("run", words, "method", plugins.methods())
     if card.run is None:
         raise FewstepError(f"{card.name} has nothing to run on the command line; use it in Python, or `fewstep bench`")
@@ -39,7 +39,7 @@ def run(words: list[str]) -> int:
 
 def fit(words: list[str]) -> int:
     """Load the model, fit the method to it, save what was found and print it."""
-    quiet()
+    quiet(words)
     card, words = named("fit", words, "method", plugins.methods())
     if card.fit is None:
         fittable = ", ".join(name for name, other in plugins.methods().items() if other.fit) or "none is installed"

@@ -19,6 +19,8 @@ NEEDED = {".mp4": ("imageio", "av"), ".gif": ("imageio", "PIL")}
 """Packages that write each kind of file."""
 MOST_FPS, MOST_PIXELS = 1000, 16384
 """Frames a second, and rows and columns of H.264."""
+LASTS = 3.0
+"""Seconds that a clip must last to be seen."""
 SPAN = 2.0
 """Distance of the darkest and the brightest value of the clips that are compared, which are from -1 to 1."""
 WINDOW, SIGMA = 11, 1.5
@@ -50,6 +52,12 @@ def check_rate(fps: float) -> None:
     """
     if not 0 < fps <= MOST_FPS:
         raise ValueError(f"fps must be above 0 and at most {MOST_FPS}, found {fps}")
+
+
+def looped(frames: Float[Tensor, "f c h w"], fps: float) -> Float[Tensor, "n c h w"]:
+    """The clip, repeated whole until it lasts `LASTS` seconds: players stop after the last frame."""
+    times = max(1, math.ceil(LASTS * fps / len(frames)))
+    return frames.repeat(times, 1, 1, 1)
 
 
 def write(frames: Float[Tensor, "f c h w"], path: Path, *, fps: float = 16.0, zoom: int = 1) -> None:

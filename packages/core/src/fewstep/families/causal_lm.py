@@ -152,6 +152,10 @@ def prefill_flops(config: Any, tokens: Sequence[int], *, causal: bool = True) ->
     return total
 
 
+TTFT, DECODE = "time to first token (s)", "decode (tokens/s)"
+"""Names of the times of an answer."""
+
+
 class TimedStreamer(TextStreamer):
     """Prints an answer as it comes and notes when its first token came."""
 
@@ -176,20 +180,37 @@ class Ask(PromptInputs):
     """0 answers with the likeliest tokens; above it, samples."""
     seed: int = 0
     """Seed of the sampling."""
+    compare: bool = False
+    """Let the unchanged model answer first, and tell how much faster the method was."""
 
     def __post_init__(self) -> None:
         check_least(self, max_new_tokens=1, temperature=0)
         super().__post_init__()
 
     def __call__(self, loaded: Loaded, method: Any) -> None:
-        """Stream the answer, then print what it cost."""
+        """Stream the answer, then print what it cost; with `compare` that of the unchanged model before it."""
         ids, span = self.tokens(loaded)
         check_length(loaded, ids.shape[1], self.max_new_tokens)
         if "query_span" in {f.name for f in dataclasses.fields(method)} and method.query_span is None:
             method = dataclasses.replace(method, query_span=span)
+        dense: dict[str, Any] = {}
+        if self.compare:
+            print("unchanged model:", flush=True)
+            dense["answer"], dense["facts"] = self._answer(loaded, ids)
+            print(f"\n{method.name}:", flush=True)
+        with method.apply(loaded.model) as applied:
+            answer, facts = self._answer(loaded, ids)
+            facts = {"prompt tokens": ids.shape[1], **facts, **applied.stats()}
+        if self.compare:
+            facts = {"unchanged model": dense["facts"], **facts, **_ratios(dense["facts"], facts)}
+        self.finish(answer, method, facts)
+
+    @torch.inference_mode()
+    def _answer(self, loaded: Loaded, ids: Int[Tensor, "1 n"]) -> tuple[str, dict[str, Any]]:
+        """The streamed answer, and its tokens and times."""
         streamer = TimedStreamer(loaded.processor)
         sampling = {"do_sample": True, "temperature": self.temperature} if self.temperature else {"do_sample": False}
-        with method.apply(loaded.model) as applied, torch.random.fork_rng(), torch.inference_mode():
+        with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             start = time.perf_counter()
             ids = ids.to(loaded.model.device)
@@ -201,16 +222,14 @@ class Ask(PromptInputs):
                 pad_token_id=loaded.processor.eos_token_id if (pad := loaded.processor.pad_token_id) is None else pad,
                 **sampling,
             )
-            total, new = time.perf_counter() - start, full.shape[1] - ids.shape[1]
-            ttft = streamer.first - start
-            facts = {
-                "prompt tokens": ids.shape[1],
-                "answer tokens": new,
-                "time to first token (s)": round(ttft, 3),
-                "decode (tokens/s)": round((new - 1) / (total - ttft), 2) if new > 1 else None,
-                **applied.stats(),
-            }
-        self.finish(loaded.processor.decode(full[0, ids.shape[1] :], skip_special_tokens=True), method, facts)
+        total, new = time.perf_counter() - start, full.shape[1] - ids.shape[1]
+        ttft = streamer.first - start
+        facts = {
+            "answer tokens": new,
+            TTFT: round(ttft, 3),
+            DECODE: round((new - 1) / (total - ttft), 2) if new > 1 else None,
+        }
+        return loaded.processor.decode(full[0, ids.shape[1] :], skip_special_tokens=True), facts
 
     def tokens(self, loaded: Loaded) -> tuple[Int[Tensor, "1 n"], tuple[int, int]]:
         """Prompt ids, and the span of the question in them, counted from the end."""
@@ -221,6 +240,14 @@ class Ask(PromptInputs):
             len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (whole[start:end], whole[end:])
         )
         return torch.tensor([ids]), (max(-(behind + asked), -len(ids)), -behind or len(ids))
+
+
+def _ratios(dense: dict[str, Any], facts: dict[str, Any]) -> dict[str, str]:
+    """How many times faster the first token came, and the others."""
+    ratios = {"time to first token": dense[TTFT] / max(facts[TTFT], 1e-3)}
+    if dense[DECODE] and facts[DECODE]:
+        ratios["decode"] = facts[DECODE] / dense[DECODE]
+    return {f"{name}, against the unchanged model": f"{ratio:.2f}x" for name, ratio in ratios.items()}
 
 
 def tiny(model_type: str = "llama", *, seed: int = 0, **overrides: Any) -> Any:

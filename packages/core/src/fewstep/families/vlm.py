@@ -197,12 +197,14 @@ class Ask(PromptInputs):
         prompt = f"{document.rstrip()}\n\n{self.prompt}" if document else self.prompt
         arguments = inputs(loaded, prompt, self.image, template=self.chat)
         _refuse_unknown_words(loaded, prompt)
-        dense = self._answer(loaded, arguments)[0] if self.compare else None
+        dense, before = self._answer(loaded, arguments) if self.compare else (None, 0.0)
         with method.apply(loaded.model) as applied:
             answer, seconds = self._answer(loaded, arguments)
             facts = {"seconds": round(seconds, 3), **applied.stats()}
         print(answer)
-        self.finish(answer, method, ({"unchanged model": dense} if dense is not None else {}) | facts)
+        if dense is not None:
+            facts = {"unchanged model": dense, "its seconds": round(before, 3)} | facts
+        self.finish(answer, method, facts)
 
     @torch.inference_mode()
     def _answer(self, loaded: Loaded, arguments: dict[str, Any]) -> tuple[str, float]:
