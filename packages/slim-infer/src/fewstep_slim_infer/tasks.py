@@ -11,6 +11,7 @@ from fewstep.contract import Loaded
 from fewstep.data import texts
 from fewstep.families import causal_lm
 from fewstep.families.kv_cache import cache_sizes
+from fewstep.roofline import Measured, Workload
 from jaxtyping import Int
 from torch import Tensor
 from transformers.cache_utils import Cache
@@ -34,6 +35,11 @@ class Continuation:
     """Tokens of the true continuation that are scored and decoded."""
     text: texts.Text = "python-docs"
     """The text; all but ``python-docs`` need a package of the npm registry."""
+
+    def measured(self) -> Measured:
+        """One prompt, and its continuation token by token."""
+        work = Workload(length=self.length, new_tokens=self.new_tokens)
+        return Measured(work=work, phases={"ttft": "prefill", "decode": "decode"})
 
     def small(self) -> Self:
         """A prompt of at most 640 tokens."""
@@ -108,6 +114,10 @@ class Needle:
     """Prompts, each with its own name, code and depth from 5 % to 95 %."""
     text: texts.Text = "python-docs"
     """The text; all but ``python-docs`` need a package of the npm registry."""
+
+    def measured(self) -> Measured:
+        """One prompt."""
+        return Measured(work=Workload(length=self.length, new_tokens=5), phases={"ttft": "prefill"})
 
     def small(self) -> Self:
         """One prompt of at most 640 tokens."""

@@ -69,12 +69,13 @@ def label_axes(axes: Axes, x: str, y: str) -> None:
 
 def embedded(figure: Figure, prefix: str) -> str:
     """A figure as an ``<svg>`` element for a page, its ids starting with `prefix`."""
-    text = _svg(figure)
+    text = svg(figure)
     text = text[text.index("<svg") :].replace(INK, "currentColor")  # follows the light or dark scheme of the page
     return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", text)
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
+    """The text of an SVG file; the same figure gives the same text."""
     from matplotlib import rc_context
 
     buffer = StringIO()
@@ -93,5 +94,5 @@ def save(figure: Figure, folder: Path, *names: str) -> list[Path]:
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(names)).strip("-")
     png, svg = folder / f"{stem}.png", folder / f"{stem}.svg"
     figure.savefig(png, dpi=144, facecolor="white", metadata={"Software": None}, pil_kwargs={"optimize": True})
-    svg.write_text(_svg(figure), encoding="utf-8")
+    svg.write_text(svg(figure), encoding="utf-8")
     return [png, svg]
