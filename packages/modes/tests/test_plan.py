@@ -9,6 +9,7 @@ from fewstep.families.tiny_moe import tiny
 from fewstep.plan.machines import machine
 from fewstep.plan.models import parts_of
 from fewstep.roofline import Workload, time
+from fewstep.testing.cli import run_command_line
 from fewstep_modes import MoDES, registry
 from fewstep_modes.plan import plan
 
@@ -42,6 +43,12 @@ def test_other_mixtures_are_planned(family):
     model.config.architectures = [type(model).__name__]
     made = plan(MoDES(target=0.5), {"model": model.config}, Workload(length=64, new_tokens=4))
     assert all(one.flops >= 0 for phase in made.after.phases for one in phase.operations)
+
+
+def test_on_the_command_line(tmp_path):
+    words = ["plan", "--model", QWEN, "--device", "h100", "--also", "modes target=0.88", "modes target=0.5"]
+    shown = run_command_line(words, tmp_path)
+    assert shown.returncode == 0 and "modes target=0.88" in shown.stdout and "prefill" in shown.stdout, shown.stderr
 
 
 def test_dense_models_are_refused():

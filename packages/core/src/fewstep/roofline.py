@@ -184,6 +184,12 @@ def merged(phase: Phase) -> Phase:
     return replace(phase, operations=tuple(count * operation for operation, count in counts.items()))
 
 
+def memory(cost: Cost) -> float:
+    """Bytes of everything that is there at once: of activations, only the largest."""
+    passing = [size for name, size in cost.memory.items() if name.endswith("activations")]
+    return sum(cost.memory.values()) - sum(passing) + max(passing, default=0.0)
+
+
 def total(phases: Iterable[Phase], machine: Machine) -> float:
     """Seconds of one request."""
     return sum(phase.times * time(phase, machine).seconds for phase in phases)

@@ -12,9 +12,11 @@ from fewstep.roofline import Cost, Operation, Phase, Plan, Workload
 
 from .cost import read_tokens
 from .method import FocusDLLM
+from .selection import kept_blocks
 
-UNMASKING, SELECTING = 130, 70
-"""Operations of unmasking tokens once a step, and of choosing what one sparse layer reads; a test counts them."""
+UNMASKING, SELECTING, MOVING = 130, 75, 1.5
+"""Operations of unmasking tokens once a step, of choosing what one sparse layer reads, and of each block that it keeps:
+a test counts them."""
 PROBABILITIES = 6
 """Times that the logits of a block are read or written, in float64, to find the most confident tokens."""
 
@@ -45,11 +47,11 @@ def _vanilla(config: Any, sizes: TransformerSizes, work: Workload) -> Cost:
 def _full(sizes: TransformerSizes, work: Workload, times: float) -> Phase:
     """A pass over everything."""
     tokens = work.length + work.new_tokens
-    return Phase(name="full pass", operations=_pass(sizes, work, [tokens] * sizes.layers, tokens, 0), times=times)
+    return Phase(name="full pass", operations=_pass(sizes, work, [tokens] * sizes.layers, tokens), times=times)
 
 
 def _pass(
-    sizes: TransformerSizes, work: Workload, keys: list[float], rows: float, selecting: int
+    sizes: TransformerSizes, work: Workload, keys: list[float], rows: float, selecting: float = 0
 ) -> tuple[Operation, ...]:
     """All layers for `rows` tokens of each request, of which layer ``l`` reads ``keys[l]``, and one block unmasked."""
     block, batch, element = min(work.block_length, work.new_tokens), work.batch, work.element
@@ -58,7 +60,7 @@ def _pass(
     unmask = Operation(
         kind="elementwise",
         bytes=PROBABILITIES * 8 * logits * sizes.vocabulary,
-        launches=UNMASKING + SELECTING * selecting,
+        launches=UNMASKING + selecting,
     )
     return tuple(
         Operation(kind=one.kind, flops=batch * one.flops, bytes=batch * one.bytes, launches=one.launches)
@@ -74,9 +76,11 @@ def _focus(method: FocusDLLM, config: Any, sizes: TransformerSizes, work: Worklo
     keys = [float(tokens)] * dense + [float(read)] * (sizes.layers - dense)
     phases = [_full(sizes, work, full)]
     if blocks > full:  # the response and the prompt that was read last, against everything
-        partial = _pass(sizes, work, [float(tokens)] * sizes.layers, read + 1, 0)
+        partial = _pass(sizes, work, [float(tokens)] * sizes.layers, read + 1)
         phases.append(Phase(name="partial pass", operations=partial, times=blocks - full))
-    cached = _pass(sizes, work, keys, rows(method, work), sizes.layers - dense)
+    kept = kept_blocks(work.length, method.block_size(work.length), method.keep, method.keep_floor)
+    selecting = (sizes.layers - dense) * (SELECTING + MOVING * kept)
+    cached = _pass(sizes, work, keys, rows(method, work), selecting)
     phases.append(Phase(name="cached step", operations=cached, times=max(0, steps - blocks)))
     return Cost(phases=tuple(phases), memory=_memory(config, sizes, work, cached=True))
 

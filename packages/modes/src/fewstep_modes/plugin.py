@@ -24,7 +24,7 @@ def _card(name: str, summary: str, target: str, paper: str | None, fit: str | No
         run=_ASK,
         fit=f"fewstep_modes.fit:{fit}" if fit else None,
         show="fewstep_modes.method:describe",
-        plan="fewstep_modes.plan:plan",
+        plan="fewstep_modes.plan:plan" if fit and role == "method" else None,
         role=role,
     )
 

@@ -17,7 +17,7 @@ from ..errors import FewstepError
 from ..plan import check, machines
 from ..plan.models import parts_of
 from ..plan.predict import Planned, applicable, lines, stack
-from ..roofline import Cost, Machine, Plan, Spent, Workload, total
+from ..roofline import Machine, Plan, Spent, Workload, memory, total
 from .flags import Group, assignments, parse
 from .options import method_group, quiet
 from .table import show_table
@@ -103,8 +103,8 @@ def _show(options: PlanOptions, found: Sequence[Planned], refused: dict[str, str
     table = [line for one in found for line in _block(one, machine)]
     show_table(title, ("method", "phase", "runs", "unchanged", "with it", "gain", "bound by"), table)
     for name, reason in refused.items():
-        print(f"{name} does not apply: {reason}")
-    print("memory counts weights, caches and the largest activations; all numbers are predictions")
+        print(f"does not apply: {name}: {reason}")
+    print("memory is that of weights, caches and the largest activations; all numbers are predictions")
 
 
 def _block(one: Planned, machine: Machine) -> list[tuple[str, ...]]:
@@ -145,11 +145,6 @@ def _fits(plan: Plan, machine: Machine) -> str:
         name for name, cost in (("unchanged", plan.before), ("with it", plan.after)) if memory(cost) > machine.memory
     ]
     return f"more than the {size(machine.memory)} there are: {', '.join(lacking)}" if lacking else ""
-
-
-def memory(cost: Cost) -> float:
-    """Bytes of everything."""
-    return sum(cost.memory.values())
 
 
 def seconds(value: float) -> str:

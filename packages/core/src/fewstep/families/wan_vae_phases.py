@@ -51,7 +51,7 @@ def decoding(
         work: batch and dtype count.
         kind: of the convolutions over several frames; others are ``conv2d``.
         passes: by class of a layer, how often its output is read or written besides its convolution.
-        chunks: pieces that the clip is decoded in, each of which launches every layer.
+        chunks: pieces that the clip is decoded in, each of which launches every layer and is in memory by itself.
         launches: operations of a layer.
     """
     found: list[Operation] = []
@@ -75,7 +75,7 @@ def decoding(
         for handle in handles:
             handle.remove()
     own = sum(weight.numel() for name, part in parts for weight in part.parameters(recurse=False))
-    memory = {"VAE": work.element * own, "VAE activations": work.batch * work.element * 2 * largest}
+    memory = {"VAE": work.element * own, "VAE activations": work.batch * work.element * largest / chunks}
     return Cost(phases=(Phase(name=NAME, operations=tuple(found)),), memory=memory)
 
 

@@ -10,7 +10,7 @@ from ..bench.rows import DENSE, Row
 from ..bench.rows import write as replace_rows
 from ..bench.settings import Settings
 from ..families import known
-from ..roofline import Machine, Workload, time, total
+from ..roofline import Machine, Workload, memory, time, total
 from .check import Machines, Pair
 from .machines import CARDS, machine
 from .models import parts_of
@@ -86,7 +86,7 @@ def _predicted(model: str, one: Planned, device: Machine, params: dict[str, Any]
             **own,
             "method": method,
             "metric": "memory_predicted",
-            "value": sum(cost.memory.values()),
+            "value": memory(cost),
             "unit": "B",
         }
     yield {**own, "method": one.name, "metric": "gain_predicted", "value": one.gain(device), "unit": "x"}

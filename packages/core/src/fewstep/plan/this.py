@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from ..bench.provenance import device_name
@@ -23,8 +24,8 @@ from .machines import from_json, to_json
 
 SECONDS = 1.2
 """For each of eight measurements; the fastest run counts, since others only ever slow it down."""
-SMALL = 200
-"""Operations in one run of the small-operation loop."""
+SMALL, OPERATIONS = 40, 5
+"""Layers in one run of the small-operation loop, and operations of each, views included, as plans count them."""
 
 
 def machine(dtype: str, threads: int, device: torch.device | None = None) -> Machine:
@@ -65,8 +66,8 @@ def measure(device: torch.device, dtype: str, threads: int, *, seconds: float = 
         compute = 2 * width**3 / _best(lambda: square @ square, device, seconds)
         long, row = make(16 * width, width), make(1, width)
         read = long.nbytes / _best(lambda: row @ long.T, device, seconds)
-        copied = make(16 * width * width)
-        copy = 2 * copied.nbytes / _best(copied.clone, device, seconds)
+        copied, onto = make(16 * width * width), make(16 * width * width)
+        copy = 2 * copied.nbytes / _best(lambda: onto.copy_(copied), device, seconds)
         ceilings = {
             "matmul": Ceiling(flops=compute, bandwidth=read),
             "elementwise": Ceiling(flops=compute, bandwidth=copy),
@@ -80,13 +81,12 @@ def measure(device: torch.device, dtype: str, threads: int, *, seconds: float = 
         launch=launch,
         memory=_memory(device),
         ahead=big,
-        source=f"measured on {device_name(device)} in {dtype}, {threads} threads",
+        source=f"measured on {device_name(device)} in {dtype}, threads {threads}",
     )
 
 
 def _maker(device: torch.device, dtype: str) -> Callable[..., torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return lambda *shape: torch.randn(*shape, generator=generator).to(device, getattr(torch, dtype))
+    return lambda *shape: torch.full(shape, 0.5, device=device, dtype=getattr(torch, dtype))
 
 
 def _best(run: Callable[[], Any], device: torch.device, seconds: float) -> float:
@@ -131,16 +131,16 @@ def _convolutions(
 
 
 def _launch(make: Callable[..., torch.Tensor], device: torch.device, seconds: float) -> float:
-    """Seconds of one small operation: linear layers, products and sums of 32 numbers in turn."""
-    row, square = make(1, 32), make(32, 32)
+    """Seconds of one small operation, called as models call them: modules of 32 numbers, with a residual."""
+    row = make(1, 32)
+    layer = nn.Sequential(nn.Linear(32, 32), nn.LayerNorm(32), nn.SiLU()).to(row)
 
     def loop() -> None:
         x = row
-        for _ in range(SMALL // 4):
-            x = F.linear(x, square)
-            x = (x * row + row).tanh()
+        for _ in range(SMALL):
+            x = x + layer(x)
 
-    return _best(loop, device, seconds) / SMALL
+    return _best(loop, device, seconds) / (SMALL * OPERATIONS)
 
 
 def _memory(device: torch.device) -> float:
