@@ -38,6 +38,11 @@ class Card:
     """Methods only: ``"module:Name"`` of a `fewstep.contract.Fitting`, the options of ``fewstep fit``."""
     show: str | None = None
     """Methods only: ``"module:name"`` of a `fewstep.contract.Describer`, for ``fewstep show NAME --model FOLDER``."""
+    plan: str | None = None
+    """Methods only: ``"module:name"`` of a `fewstep.contract.Planner`, for ``fewstep plan``."""
+    config: str | None = None
+    """Models only: ``"module:name"`` of the configuration, so that it is planned without being loaded: a mapping, a
+    folder, or a function that returns a transformers configuration."""
     role: Literal["method", "baseline", "ablation"] = "method"
     """Methods and recipes: `method`, or `baseline`/`ablation`, which tables of methods leave out."""
 

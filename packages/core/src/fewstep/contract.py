@@ -5,9 +5,12 @@ Cards name these by target, so that nothing heavy is imported before it is used.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
+
+from .roofline import Measured, Plan, Workload
 
 Weights = Literal["trained", "pretrained", "random"]
 """Origin of a model's weights; quality is never reported for ``random``."""
@@ -55,6 +58,31 @@ class Describer(Protocol):
         Raises:
             UnsupportedModelError: the method does not know models like this.
         """
+
+
+class Planner(Protocol):
+    """A function that tells what a method does to the phases of a model, as pure arithmetic. Named by ``Card.plan``."""
+
+    def __call__(self, method: Any, parts: Mapping[str, Any], work: Workload) -> Plan:
+        """Cost of one request, without and with the method.
+
+        Args:
+            method: the method, with its settings; it need have no weights and need not be fitted.
+            parts: configurations, see `fewstep.plan.models.Parts`.
+            work: the request.
+
+        Raises:
+            UnsupportedModelError: the method does not know models like this.
+            ValueError: the request does not fit the model, or the settings are not predicted.
+        """
+
+
+@runtime_checkable
+class PlannedTask(Protocol):
+    """A task whose times a plan predicts."""
+
+    def measured(self) -> Measured:
+        """The request that the task makes, and the phases that its metrics are of."""
 
 
 class CalibrationBatch(TypedDict):

@@ -15,6 +15,7 @@ def fewstep_methods():
             run="fewstep_flash_vaed.roundtrip:RoundTrip",
             fit="fewstep_flash_vaed.fit:Prune",
             show="fewstep_flash_vaed.fit:describe",
+            plan="fewstep_flash_vaed.plan:plan",
         ),
         Card(
             name="exact-decode",
@@ -24,6 +25,7 @@ def fewstep_methods():
             models=("AutoencoderKLWan", "WanPipeline"),
             run="fewstep_flash_vaed.roundtrip:RoundTrip",
             show="fewstep.families.wan_vae_cost:describe",
+            plan="fewstep_flash_vaed.plan:plan",
         ),
     ]
 

@@ -16,8 +16,9 @@ from fewstep.data import clips, video
 from fewstep.data.images import sample_grid
 from fewstep.data.video_reader import read_video
 from fewstep.errors import FewstepError, check_least
-from fewstep.families import wan_vae, wan_vae_cost
+from fewstep.families import wan_vae, wan_vae_cost, wan_vae_phases
 from fewstep.families.wan_vae import Clip
+from fewstep.roofline import Measured, Workload
 from torch import Tensor
 
 from .decoding import DecodingApplied, student_of
@@ -27,6 +28,8 @@ from .method import ExactDecode
 
 CHUNK = 2
 """Latent frames that `RoundTrip` decodes at once, so that long videos fit."""
+WIDTH = 240
+"""Columns of the clips of `ClipDecoding` at `fewstep.data.clips.HEIGHT` rows, about the mean."""
 ZOOM, SIDE = 2, 96
 """Enlargement and side in pixels of the crops in a report."""
 
@@ -173,6 +176,12 @@ class ClipDecoding:
             evidence=torch.cat([pixels.flatten() for pixels, _ in pairs]),
             samples=tuple(_sample(name, *pair) for name, pair in zip(self.clips, pairs, strict=True)),
         )
+
+    def measured(self) -> Measured:
+        """The clips, as if all were as wide as they are on average."""
+        height, width = (self.size, self.size) if self.size else (clips.HEIGHT, WIDTH)
+        work = Workload(frames=self.frames, height=height, width=width, batch=len(self.clips), vae=self.dense)
+        return Measured(work=work, phases={"decode": wan_vae_phases.NAME})
 
     def compare(self, outcome: Outcome, baseline: Outcome) -> dict[str, float]:
         """PSNR to the teacher's pixels, and the share of its PSNR to the clips."""

@@ -23,6 +23,7 @@ def fewstep_methods():
             run=_INPUTS,
             fit="fewstep_focus_dllm.fit:Probe",
             show="fewstep_focus_dllm.cost:describe",
+            plan="fewstep_focus_dllm.plan:plan",
         ),
         _baseline(
             "FastDLLM", "fast-dllm", "2505.22618", "block-wise key-value cache of a diffusion LM, prefix or dual"

@@ -14,6 +14,7 @@ from fewstep.data import texts
 from fewstep.errors import UnsupportedModelError, check_least
 from fewstep.families import masked_lm
 from fewstep.families.sizes import TransformerSizes
+from fewstep.roofline import Measured, Workload
 from jaxtyping import Int
 from torch import Tensor
 from torch.nn import functional as F
@@ -73,6 +74,11 @@ class DecodingTask:
         """Options of `generate`."""
         return DecodingOptions(gen_length=self.gen_length, block_length=self.block_length, stop_at_eos=False)
 
+    def response(self, prompt: int, steps: int | None = None) -> Measured:
+        """One response, in the words of a plan."""
+        work = Workload(length=prompt, new_tokens=self.gen_length, block_length=self.block_length, steps=steps)
+        return Measured(work=work, phases={"generate": ""})
+
     def compare(self, outcome: Outcome, baseline: Outcome) -> dict[str, float]:
         """Share of response tokens that vanilla decoding has too."""
         same = outcome.evidence == baseline.evidence
@@ -94,6 +100,10 @@ class Latency(DecodingTask):
     """Tokens of the prompt."""
     timed_steps: int = 2
     """Steps of vanilla decoding that are run: all of them take the same, so the whole is steps times their median."""
+
+    def measured(self) -> Measured:
+        """One response."""
+        return self.response(self.length)
 
     def small(self) -> Self:
         """A prompt of at most 1024 tokens and two blocks of 8."""
@@ -135,6 +145,10 @@ class Retrieval(DecodingTask):
     prompts: int = 2
     """Prompts, one after the other."""
 
+    def measured(self) -> Measured:
+        """One response."""
+        return self.response(self.length, self.gen_length // 2)
+
     def small(self) -> Self:
         """One prompt of at most 512 tokens."""
         return replace(self, length=min(self.length, 512), records=8, gen_length=16, block_length=8, prompts=1)
@@ -169,6 +183,10 @@ class Agreement(DecodingTask):
     """Places of the text that are continued, one after the other."""
     hidden: int = 4
     """Times that half of each response is hidden from the unchanged model, which then says how likely it is."""
+
+    def measured(self) -> Measured:
+        """One response."""
+        return self.response(self.length)
 
     def small(self) -> Self:
         """One prompt of at most 128 tokens."""

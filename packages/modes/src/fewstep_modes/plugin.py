@@ -24,6 +24,7 @@ def _card(name: str, summary: str, target: str, paper: str | None, fit: str | No
         run=_ASK,
         fit=f"fewstep_modes.fit:{fit}" if fit else None,
         show="fewstep_modes.method:describe",
+        plan="fewstep_modes.plan:plan" if fit and role == "method" else None,
         role=role,
     )
 
@@ -61,6 +62,7 @@ def fewstep_loaders():
             summary="a wide random Qwen3-MoE with the proportions of Qwen3-VL-30B-A3B: to time with, not to ask",
             target="fewstep_modes.wide:load",
             models=("Qwen3MoeForCausalLM",),
+            config="fewstep_modes.wide:configuration",
         )
     ]
 

@@ -9,6 +9,7 @@ import torch
 from fewstep.bench import Outcome
 from fewstep.contract import CalibrationBatch, Loaded
 from fewstep.families import causal_lm, moe
+from fewstep.roofline import Measured, Workload
 from jaxtyping import Int
 from torch import Tensor
 
@@ -34,13 +35,20 @@ PREFILL, DECODE = moe.MANY_TOKENS, (*moe.MANY_TOKENS, "batched_mm")
 """Implementations of transformers that the unchanged model is tried with; the fastest one counts."""
 
 
+def configuration(**overrides: Any) -> Any:
+    """The configuration of ``moe-wide``; `overrides` are fields of it."""
+    from transformers import Qwen3MoeConfig
+
+    return Qwen3MoeConfig(architectures=["Qwen3MoeForCausalLM"], **{**SIZES, **overrides})
+
+
 def load(*, dtype: str = "float32", device: str = "cpu", seed: int = 0, **overrides: Any) -> Loaded:
     """Build ``moe-wide``, a Qwen3-MoE with random weights; `overrides` are fields of its configuration."""
-    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+    from transformers import Qwen3MoeForCausalLM
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**{**SIZES, **overrides})).eval().requires_grad_(False)
+        model = Qwen3MoeForCausalLM(configuration(**overrides)).eval().requires_grad_(False)
         for name, weight in model.named_parameters():  # without this all experts of a token would weigh the same
             if name.endswith("gate.weight"):
                 torch.nn.init.normal_(weight, std=0.05)
@@ -78,6 +86,11 @@ class MoeLatency:
 
             seconds["decode"] = moe.fastest(model, decode, DECODE)[-1] / self.new_tokens
         return Outcome(seconds=seconds, counts={"skipped_share": pairs.skipped()}, evidence=logits.float().cpu())
+
+    def measured(self) -> Measured:
+        """One prompt, and new tokens one by one."""
+        work = Workload(length=self.length, new_tokens=max(1, self.new_tokens))
+        return Measured(work=work, phases={"prefill": "prefill", "decode": "decode"})
 
     def compare(self, outcome: Outcome, baseline: Outcome) -> dict[str, float]:
         """Return nothing: outputs of random weights have no quality that could be lost."""

@@ -13,6 +13,7 @@ def fewstep_methods():
             paper="2605.30116",
             models=("WanPipeline",),
             run="fewstep_sgmd.inputs:VideoInputs",
+            plan="fewstep_sgmd.plan:plan",
         )
     ]
 

@@ -17,6 +17,7 @@ def fewstep_methods():
             models=_FAMILIES,
             run=ask,
             fit="fewstep_slim_infer.fit:Probe",
+            plan="fewstep_slim_infer.plan:plan",
         ),
         Card(
             name="lazy-llm",

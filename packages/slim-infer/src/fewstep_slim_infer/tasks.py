@@ -12,6 +12,7 @@ from fewstep.data import texts
 from fewstep.errors import check_least
 from fewstep.families import causal_lm
 from fewstep.families.kv_cache import cache_sizes
+from fewstep.roofline import Measured, Workload
 from jaxtyping import Int
 from torch import Tensor
 from transformers.cache_utils import Cache
@@ -38,6 +39,11 @@ class Continuation:
 
     def __post_init__(self) -> None:
         check_least(self, length=1, new_tokens=1)
+
+    def measured(self) -> Measured:
+        """One prompt, and its continuation token by token."""
+        work = Workload(length=self.length, new_tokens=self.new_tokens)
+        return Measured(work=work, phases={"ttft": "prefill", "decode": "decode"})
 
     def small(self) -> Self:
         """A prompt of at most 640 tokens."""
@@ -115,6 +121,10 @@ class Needle:
 
     def __post_init__(self) -> None:
         check_least(self, length=1, needles=1)
+
+    def measured(self) -> Measured:
+        """One prompt."""
+        return Measured(work=Workload(length=self.length, new_tokens=5), phases={"ttft": "prefill"})
 
     def small(self) -> Self:
         """One prompt of at most 640 tokens."""

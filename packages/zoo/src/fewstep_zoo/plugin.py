@@ -15,12 +15,14 @@ def fewstep_loaders():
             target="fewstep_zoo.smollm2:load",
             paper="2502.02737",
             models=("LlamaForCausalLM",),
+            config="fewstep_zoo.smollm2:configuration",
         ),
         Card(
             name="digits-wan",
             summary="a Wan video model of moving digits, 0.6 M parameters, trained from scratch: prompts in, clips out",
             target="fewstep_zoo.digits.load:teacher",
             models=("WanPipeline",),
+            config="fewstep_zoo.digits.load:TEACHER",
             saved={"sgmd": "fewstep_zoo:weights/digits-wan-sgmd"},
         ),
         Card(
@@ -35,24 +37,28 @@ def fewstep_loaders():
             target="fewstep_zoo.dllm.load:tiny",
             paper="2502.09992",
             models=("LlamaForCausalLM",),
+            config="fewstep_zoo.dllm.load:TINY",
         ),
         Card(
             name="wired-recall",
             summary="a masked diffusion LM wired by hand to look up keys; the right answer is known at any length",
             target="fewstep_zoo.dllm.recall:load",
             models=("LlamaForCausalLM",),
+            config="fewstep_zoo.dllm.recall:configuration",
         ),
         Card(
             name="llada-small-random",
             summary="a LLaDA of 8 layers with random weights, 65536 positions: for timing and nothing else",
             target="fewstep_zoo.dllm.load:small_random",
             models=("LlamaForCausalLM",),
+            config="fewstep_zoo.dllm.load:SMALL",
         ),
         Card(
             name="digits-qwen3-vl-moe",
             summary="a Qwen3-VL mixture of experts that answers questions about canvases of digits, 0.7 M parameters",
             target="fewstep_zoo.vlm.load:answerer",
             models=("Qwen3VLMoeForConditionalGeneration",),
+            config="fewstep_zoo.vlm.load:WEIGHTS",
             saved={name: f"fewstep_zoo:weights/digits-qwen3-vl-moe-{name}" for name in _SKIPPING},
         ),
         Card(
@@ -60,6 +66,7 @@ def fewstep_loaders():
             summary="a Wan video VAE of small width, 1.4 M parameters, trained on real clips",
             target="fewstep_zoo.clips.load:vae",
             models=("AutoencoderKLWan",),
+            config="fewstep_zoo.clips.load:FOLDER",
             saved={"flash-vaed": "fewstep_zoo:weights/clips-wan-vae-flash"},
         ),
     ]

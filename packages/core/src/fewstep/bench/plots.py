@@ -67,7 +67,8 @@ def label_axes(axes: Axes, x: str, y: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
+    """The text of an SVG file; the same figure gives the same text."""
     from matplotlib import rc_context
 
     buffer = StringIO()
@@ -84,7 +85,7 @@ def save(figure: Figure, folder: Path, *names: str) -> list[Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(names)).strip("-")
-    png, svg = folder / f"{stem}.png", folder / f"{stem}.svg"
+    png, vector = folder / f"{stem}.png", folder / f"{stem}.svg"
     figure.savefig(png, dpi=144, facecolor="white", metadata={"Software": None}, pil_kwargs={"optimize": True})
-    svg.write_text(_svg(figure), encoding="utf-8")
-    return [png, svg]
+    vector.write_text(svg(figure), encoding="utf-8")
+    return [png, vector]

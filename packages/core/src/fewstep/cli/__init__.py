@@ -42,6 +42,11 @@ VERBS = {
         "unchanged model against method, side by side in one run",
         "fewstep bench slim-infer --model smollm2-135m --task needle --length 4096",
     ),
+    "plan": Verb(
+        "fewstep.cli.plan:plan",
+        "what each method is predicted to give here, from the configuration alone",
+        "fewstep plan --model Wan-AI/Wan2.1-T2V-14B-Diffusers --device h100",
+    ),
     "fit": Verb(
         "fewstep.cli.use:fit",
         "calibrate, search or prune: make a method that fits one model",

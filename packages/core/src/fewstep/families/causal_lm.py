@@ -50,11 +50,28 @@ def check(model: Any) -> Any:
             raise UnsupportedModelError(
                 f"{kind} has layers of type {type(layer).__name__}, which differ from Llama's; supported: {supported}"
             )
-    if "sliding_attention" in (getattr(model.config, "layer_types", None) or []) or (
-        getattr(model.config, "sliding_window", None) and getattr(model.config, "use_sliding_window", True)
-    ):
+    if _slides(model.config):
         raise UnsupportedModelError(f"{kind} has sliding-window layers; models with full attention are supported")
     return decoder
+
+
+def check_config(config: Any) -> None:
+    """Refuse the configuration of a model that `check` would refuse, as far as a configuration tells.
+
+    Raises:
+        UnsupportedModelError: another kind of model, or sliding-window attention.
+    """
+    named = (getattr(config, "architectures", None) or ["this model"])[0]
+    if named not in SUPPORTED or getattr(config, "mask_token_id", None) is not None:
+        raise UnsupportedModelError(f"causal language models are supported ({', '.join(SUPPORTED)}), and this is none")
+    if _slides(config):
+        raise UnsupportedModelError(f"{named} has sliding-window layers; models with full attention are supported")
+
+
+def _slides(config: Any) -> bool:
+    layers = getattr(config, "layer_types", None) or []
+    window = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    return "sliding_attention" in layers or bool(window)
 
 
 def attend(

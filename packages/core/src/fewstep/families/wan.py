@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..data.files import read_text
 from ..errors import BadFileError, UnsupportedModelError
 from ..flow import TRAIN_STEPS, Latent
-from . import unwrapped, wan_vae
+from . import known, unwrapped, wan_vae
 
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
 """Endings of the names of the layers that get LoRA adapters by default."""
@@ -143,16 +143,13 @@ class Architecture:
             return WanTransformer3DModel(**self.transformer).eval()
 
 
-_SMALL = {"num_layers": 30, "num_attention_heads": 12, "attention_head_dim": 128, "ffn_dim": 8960}
-_LARGE = {"num_layers": 40, "num_attention_heads": 40, "attention_head_dim": 128, "ffn_dim": 13824}
-_FIVE = {"num_layers": 30, "num_attention_heads": 24, "attention_head_dim": 128, "ffn_dim": 14336}
-KNOWN = {
-    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": Architecture(transformer=_SMALL),
-    "Wan-AI/Wan2.1-T2V-14B-Diffusers": Architecture(transformer=_LARGE),
-    "Wan-AI/Wan2.2-TI2V-5B-Diffusers": Architecture(
-        transformer={**_FIVE, "in_channels": 48, "out_channels": 48}, spatial=16
-    ),
-}
+def _known(name: str) -> Architecture:
+    parts = known.parts(name)
+    temporal, spatial = (parts["vae"][f"scale_factor_{way}"] for way in ("temporal", "spatial"))
+    return Architecture(transformer=parts["transformer"], temporal=temporal, spatial=spatial)
+
+
+KNOWN = {name: _known(name) for name in known.names() if "transformer" in known.parts(name)}
 """Sizes by hub id."""
 
 

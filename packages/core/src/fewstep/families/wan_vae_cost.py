@@ -44,10 +44,11 @@ def config_of(fields: Any) -> Any:
     plain = fields if isinstance(fields, dict) else fields.to_dict()
     if (kind := plain.get("_class_name")) != "AutoencoderKLWan":
         raise UnsupportedModelError(f"this folder holds {kind or 'another model'}; an AutoencoderKLWan is needed")
-    return _on_meta(plain).config
+    return on_meta(plain).config
 
 
-def _on_meta(config: Any) -> Any:
+def on_meta(config: Any) -> Any:
+    """An ``AutoencoderKLWan`` on the meta device: shapes without numbers."""
     from diffusers import AutoencoderKLWan
 
     with torch.device("meta"):
@@ -63,7 +64,7 @@ def decoder_costs(config: Any, frames: int, height: int, width: int) -> dict[str
         height: of the clip in pixels.
         width: of the clip in pixels.
     """
-    vae = _on_meta(config)
+    vae = on_meta(config)
     return stage_costs(vae, partial(wan_vae.decode, vae), wan_vae.latent_shape(vae.config, frames, height, width))
 
 

@@ -12,11 +12,12 @@ from fewstep.loaders import from_folder
 from .judge import DigitsJudge
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
+TEACHER = WEIGHTS / "digits-wan"
 
 
 def teacher(*, dtype: str = "float32", device: str = "cpu") -> Loaded:
     """Load ``digits-wan``: a stock `WanPipeline` without a VAE; see `fewstep_zoo.digits.model.make` for its call."""
-    loaded = from_folder(WEIGHTS / "digits-wan", name="digits-wan", dtype=dtype, device=device, weights="trained")
+    loaded = from_folder(TEACHER, name="digits-wan", dtype=dtype, device=device, weights="trained")
     loaded.model.set_progress_bar_config(disable=True)
     return loaded
 

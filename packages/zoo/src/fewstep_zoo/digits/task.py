@@ -11,6 +11,7 @@ import torch
 from fewstep.bench import Outcome, Sample, TrainingTask
 from fewstep.contract import Loaded
 from fewstep.errors import UnsupportedModelError
+from fewstep.roofline import Measured, Workload
 from jaxtyping import Float
 from torch import Tensor
 
@@ -73,6 +74,20 @@ class MovingDigits:
             evidence=made,
             samples=self._samples(made, labels),
         )
+
+    def measured(self) -> Measured:
+        """One batch of clips."""
+        _, frames, height, width = clips.SHAPE
+        work = Workload(
+            frames=frames,
+            height=height,
+            width=width,
+            steps=self.steps,
+            guidance=self.guidance,
+            text_tokens=model.TOKENS,
+            batch=self.batch,
+        )
+        return Measured(work=work, phases={"clip": ""}, requests=self.batch)
 
     def compare(self, outcome: Outcome, baseline: Outcome) -> dict[str, float]:
         """No metrics: a student makes other clips from the same noise."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from fewstep.contract import Loaded
 from fewstep.loaders import from_folder
 
-WEIGHTS = Path(__file__).parents[1] / "weights"
+TINY = Path(__file__).parents[1] / "weights" / "tiny-llada"
 SMALL = {
     "model_type": "llada",
     "d_model": 256,
@@ -28,7 +28,7 @@ SMALL = {
 
 def tiny(*, dtype: str = "float32", device: str = "cpu") -> Loaded:
     """Load ``tiny-llada``: a byte-level masked diffusion LM, trained by `fewstep_zoo.dllm.recipes`."""
-    return from_folder(WEIGHTS / "tiny-llada", name="tiny-llada", dtype=dtype, device=device, weights="trained")
+    return from_folder(TINY, name="tiny-llada", dtype=dtype, device=device, weights="trained")
 
 
 def small_random(*, dtype: str = "float32", device: str = "cpu") -> Loaded:

@@ -106,12 +106,11 @@ def load(*, dtype: str = "float32", device: str = "cpu") -> Loaded:
     return Loaded(model=network, name=NAME, processor=RecallProcessor(), weights="trained")
 
 
-@torch.no_grad()
-def build() -> Any:
-    """A ``LlamaForCausalLM`` of 8 layers, width 390, 2 heads of 128 and one KV head; the same weights every time."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+def configuration() -> Any:
+    """The ``LlamaConfig``: 8 layers, width 390, 2 heads of 128 and one KV head, attention both ways."""
+    from transformers import LlamaConfig
 
-    config = LlamaConfig(
+    return LlamaConfig(
         architectures=["LlamaForCausalLM"],
         vocab_size=VOCABULARY,
         hidden_size=WIDTH,
@@ -130,7 +129,14 @@ def build() -> Any:
         mask_token_id=MASK,
         diffusion="llada",
     )
-    model = both_ways(LlamaForCausalLM(config)).eval()
+
+
+@torch.no_grad()
+def build() -> Any:
+    """A ``LlamaForCausalLM`` of this `configuration`; the same weights every time."""
+    from transformers import LlamaForCausalLM
+
+    model = both_ways(LlamaForCausalLM(configuration())).eval()
     for weight in model.parameters():
         weight.zero_()
     source = torch.Generator().manual_seed(0)
