@@ -31,13 +31,9 @@ def flex_mask(query: Tensor, key: Tensor, blocks: Tensor, size: int) -> BlockMas
     t, n = query.shape[2], key.shape[2]
     counts = torch.full(blocks.shape[:3], blocks.shape[3], dtype=torch.int32, device=blocks.device)
     indices = F.pad(blocks.int(), (0, -(-n // size) - blocks.shape[3]))
-    listed = torch.zeros(indices.shape, dtype=torch.bool, device=blocks.device).scatter(3, blocks.long(), True)
-
-    def listed_at(batch: Tensor, head: Tensor, row: Tensor, token: Tensor) -> Tensor:
-        return listed[batch, head, row // size, token // size]
-
-    full = counts, indices, size, listed_at  # the function is for FlexAttention that is not compiled
-    return BlockMask.from_kv_blocks(torch.zeros_like(counts), torch.zeros_like(indices), *full, seq_lengths=(t, n))
+    return BlockMask.from_kv_blocks(
+        torch.zeros_like(counts), torch.zeros_like(indices), counts, indices, BLOCK_SIZE=size, seq_lengths=(t, n)
+    )
 
 
 def baselines(query: Tensor, key: Tensor, value: Tensor, blocks: Tensor, size: int) -> dict[str, Call]:

@@ -8,6 +8,7 @@ with one line when nothing can be run here. Clocks and settings of the card are 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import shlex
 import sys
@@ -81,12 +82,12 @@ def run_items(
             log = options.out / "logs" / f"{item.name}.log"
             end = run(processes, item.target, {**setup, "item": item.name, "ends": time.time() + seconds}, log, seconds)
         ended[item.name] = end
-        record(item, end, setup)
+        record(item, end, card, setup)
         print(f"{item.name:12} {end.outcome:13} {end.seconds:5.1f} s  {end.reason}", flush=True)
     return ended
 
 
-def record(item: Item, end: Ended, setup: dict[str, Any]) -> None:
+def record(item: Item, end: Ended, card: Card | None, setup: dict[str, Any]) -> None:
     """Write the row of an item's end."""
     import torch
     from fewstep.bench.rows import Row, append
@@ -94,7 +95,8 @@ def record(item: Item, end: Ended, setup: dict[str, Any]) -> None:
     from gpu_items.summary import OWN
 
     settings = Settings(results=Path(setup["out"]), allow_dirty=True, command=setup["command"])
-    run = settings.provenance("random", torch.device("cpu"), "bfloat16")
+    run = settings.provenance("random", torch.device("cpu"), "bfloat16")  # this process must not touch the device
+    run = dataclasses.replace(run, device=card.name, hardware="cuda") if card else run
     params = {"outcome": end.outcome, "reason": end.reason}
     head = {"task": OWN, "model": "", "method": item.name, "metric": "seconds", "unit": "s", "params": params}
     append([Row(**head, value=end.seconds, run=run)], settings.results / f"{OWN}.jsonl")

@@ -59,10 +59,12 @@ def test_every_item_runs_at_a_tiny_size_on_the_cpu(gpu, tmp_path):
     assert summary.count(" times the floor (") == 3
 
 
-def test_every_package_with_a_method_has_an_item(gpu):
-    packages = {path.parent.name.replace("-", "_") for path in ROOT.glob("packages/*/pyproject.toml")}
-    needed = {name for item in gpu.ITEMS for name in item.needs}
-    assert {f"fewstep_{name}" for name in packages - {"core", "zoo"}} <= needed
+def test_the_items_are_those_of_installed_packages_and_fit_a_card_of_80_gb(gpu):
+    ours = {name for item in gpu.ITEMS for name in item.needs if name.startswith("fewstep_")}
+    packages = {f"fewstep_{path.parent.name.replace('-', '_')}" for path in ROOT.glob("packages/*/pyproject.toml")}
+    assert ours and ours <= packages
+    assert len({item.name for item in gpu.ITEMS}) == len(gpu.ITEMS)
+    assert all(item.gigabytes < 80 and gpu.LEAST * item.seconds < 9 * 60 for item in gpu.ITEMS)
 
 
 def test_items_are_listed_without_torch(gpu):
@@ -178,3 +180,23 @@ def test_the_time_that_runs_out_in_an_item_stops_it_and_skips_the_rest(gpu, tmp_
     assert ended["waits"].outcome == "stopped" and ended["waits"].seconds < 6
     assert ended["is_right"].outcome == "skipped" and "are left of 0.0333333 minutes" in ended["is_right"].reason
     assert find_spec("gpu_failures") and [row.value for row in read(tmp_path) if row.metric == "passed"] == [1.0]
+
+
+def test_configurations_have_the_published_numbers_of_parameters(gpu):
+    import torch
+    import transformers
+    from fewstep.families import wan
+    from gpu_items import configs
+
+    def billions(model) -> float:
+        return sum(weight.numel() for weight in model.parameters()) / 1e9
+
+    with torch.device("meta"):
+        made = {
+            "Llama-3.1-8B": transformers.LlamaForCausalLM(configs.llama()),
+            "LLaDA-8B": transformers.LlamaForCausalLM(configs.llada()),
+            "Qwen3-VL-30B-A3B": transformers.Qwen3VLMoeForConditionalGeneration(configs.qwen({}, {})),
+            "Wan2.1-T2V-1.3B": wan.KNOWN["Wan-AI/Wan2.1-T2V-1.3B-Diffusers"].meta_network(),
+        }
+    counts = {name: round(billions(model), 2) for name, model in made.items()}
+    assert counts == {"Llama-3.1-8B": 8.03, "LLaDA-8B": 8.02, "Qwen3-VL-30B-A3B": 31.07, "Wan2.1-T2V-1.3B": 1.42}

@@ -170,3 +170,9 @@ class Bench:
         arms = {name: ArmConfig(name, {}) for name in measured if name != DENSE}
         ordered = {DENSE: measured.pop(DENSE), **measured}
         append(make_rows(head, arms, ordered, f"{best}-bfloat16"), self.out / f"{KERNELS}.jsonl")
+
+
+def differs(found: torch.Tensor, expected: torch.Tensor) -> str | None:
+    """What is wrong with a result in bf16, as a share of the largest number; None where rounding explains it."""
+    error = (found.float() - expected.float()).abs().max() / expected.float().abs().max()
+    return None if error < 2e-2 else f"differs by {error:.1%} of the largest"

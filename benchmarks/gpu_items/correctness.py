@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import importlib
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from fewstep import plugins
+from fewstep.bench.settings import available_cores
 from fewstep.families import causal_lm
-from fewstep.kernels import Case, Kernel
+from fewstep.kernels import Case, Kernel, Result
 from fewstep.kernels.check import numerics
 from torch import Tensor
 
 from .bench import Bench
+from .forks import answers
 from .worker import SkipError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,15 +32,21 @@ GRADIENT = 1e-3
 def kernels(bench: Bench) -> None:
     """Values of every kernel against its specification on this device, and gradients of those that have them."""
     backend, cards = bench.pick("triton", "cpu"), list(plugins.kernels().values())
-    for card in bench.pick(cards, cards[:3]):
-        kernel: Kernel = card.load()
-        if backend not in kernel.fast:
-            bench.note(kernel.name, f"it has no {backend} version")
-            continue
-        result = numerics(kernel, backend, bench.device)
-        wrong = None if result.ok else result.detail
-        bench.check(f"{kernel.name} equals its specification", wrong, found=result.detail, seconds=result.seconds)
-        bench.check(f"gradients of {kernel.name}", _wrong_gradients(kernel, bench.device))
+    loaded = {card.name: card.load() for card in bench.pick(cards, cards[:3])}
+    calls = {name: partial(_checked, kernel, backend, bench.device) for name, kernel in loaded.items()}
+    for name, found, error in answers(calls, together=bench.pick(min(12, available_cores()), 1)):
+        result, gradients = found or (None, None)
+        wrong = error or (None if result.ok else result.detail)
+        facts = {"found": result.detail, "seconds": result.seconds} if result else {}
+        bench.check(f"{name} equals its specification", wrong, **facts)
+        if result:
+            bench.check(f"gradients of {name}", gradients)
+
+
+def _checked(kernel: Kernel, backend: str, device: str) -> tuple[Result, str | None]:
+    if backend not in kernel.fast:
+        return Result(kernel.name, backend, True, f"it has no {backend} version", 0.0), None
+    return numerics(kernel, backend, device), _wrong_gradients(kernel, device)
 
 
 def _wrong_gradients(kernel: Kernel, device: str) -> str | None:
@@ -113,17 +123,23 @@ class WaitingCopier:
 
 
 def sanitizer(bench: Bench) -> None:
-    """Run the smallest case of each kernel under compute-sanitizer; with ``--tiny`` without it."""
+    """Run the smallest case of each kernel under compute-sanitizer; with ``--tiny`` one without it."""
     tool = shutil.which("compute-sanitizer")
     if not tool and not bench.tiny:
         raise SkipError("compute-sanitizer is not on the PATH")
-    before = bench.pick([tool or "", "--error-exitcode", "9", "--leak-check", "no"], [])
+    before = bench.pick([tool or "", "--error-exitcode", "9"], [])
     names = list(plugins.kernels())
-    for name in bench.pick(names, names[:1]):
-        command = [*before, sys.executable, "-m", "gpu_items.smallest_case", name, bench.device]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1])
-        last = (done.stdout + done.stderr).strip().splitlines()[-1:] or ["no output"]
-        bench.check(f"memory accesses of {name}", None if done.returncode == 0 else last[0][:200])
+    calls = {name: partial(_under, before, name, bench.device) for name in bench.pick(names, names[:1])}
+    for name, wrong, error in answers(calls, together=min(12, available_cores())):
+        bench.check(f"memory accesses of {name}", wrong or error)
+
+
+def _under(before: list[str], name: str, device: str) -> str | None:
+    command = [*before, sys.executable, "-m", "gpu_items.smallest_case", name, device]
+    env = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # else it sees one large block
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1], env=env)
+    print(done.stdout, done.stderr)
+    return None if done.returncode == 0 else (done.stdout + done.stderr).strip()[-200:].replace("\n", " ")
 
 
 def gpu_tests(bench: Bench) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from fewstep.bench.task import Outcome
 from fewstep.contract import Loaded
-from fewstep.families import causal_lm, masked_lm, moe, tiny_moe
+from fewstep.families import causal_lm, masked_lm, moe
 from fewstep.families.kv_cache import cache_sizes
 
+from . import configs
 from .bench import Bench
 from .build import language_model, layers_that_fit
 from .paired import paired
@@ -56,17 +57,10 @@ class LongPrompt:
 
 
 def llama_8b(bench: Bench) -> Any:
-    """Llama-3.1-8B, or a tiny Llama."""
-    from transformers import LlamaConfig
-
+    """Llama-3.1-8B with as many layers as fit, or a tiny one."""
     if bench.tiny:
-        return causal_lm.tiny(num_hidden_layers=3).to(bench.dtype)
-    sizes = {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8}
-    rope = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-    rope |= {"original_max_position_embeddings": 8192}
-    more = {"vocab_size": 128256, "max_position_embeddings": 131072, "rope_parameters": rope, "rms_norm_eps": 1e-5}
-    layers = layers_that_fit(bench, 32, each=0.44, rest=14)
-    return language_model(bench, LlamaConfig(num_hidden_layers=layers, **sizes, **more))
+        return language_model(bench, configs.llama(**configs.TINY_LLAMA))
+    return language_model(bench, configs.llama(num_hidden_layers=layers_that_fit(bench, 32, each=0.44, rest=14)))
 
 
 def slim_infer(bench: Bench) -> None:
@@ -85,19 +79,13 @@ def slim_infer(bench: Bench) -> None:
 
 
 def qwen_30b_a3b(bench: Bench) -> Any:
-    """Qwen3-VL-30B-A3B with as many of its 48 layers as fit, or a tiny one of the same classes."""
-    from transformers import Qwen3VLMoeConfig
-
+    """Qwen3-VL-30B-A3B with as many of its 48 layers as fit, or a tiny one."""
+    kind = "AutoModelForImageTextToText"
     if bench.tiny:
-        return tiny_moe.tiny().to(bench.dtype)
+        ids = {"image_token_id": 90, "video_token_id": 93, "vision_start_token_id": 91, "vision_end_token_id": 92}
+        return language_model(bench, configs.qwen(configs.TINY_TEXT, configs.TINY_VISION, **ids), kind)
     layers = layers_that_fit(bench, 48, each=1.26, rest=6)
-    text = {"hidden_size": 2048, "intermediate_size": 6144, "moe_intermediate_size": 768, "num_hidden_layers": layers}
-    text |= {"num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128, "vocab_size": 151936}
-    text |= {"num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": True, "max_position_embeddings": 262144}
-    text |= {"rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [24, 20, 20]}}
-    vision = {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "num_heads": 16, "out_hidden_size": 2048}
-    config = Qwen3VLMoeConfig(text_config=text, vision_config=vision | {"deepstack_visual_indexes": [8, 16, 24]})
-    return language_model(bench, config, "AutoModelForImageTextToText")
+    return language_model(bench, configs.qwen({"num_hidden_layers": layers}, {}), kind)
 
 
 @torch.inference_mode()
@@ -126,15 +114,7 @@ def modes(bench: Bench) -> None:
 
 def llada_8b(bench: Bench) -> Any:
     """LLaDA-8B with room for long prompts, or a tiny one."""
-    from transformers import LlamaConfig
-
-    if bench.tiny:
-        return masked_lm.tiny(max_position_embeddings=2048).to(bench.dtype)
-    sizes = {"hidden_size": 4096, "intermediate_size": 12288, "num_attention_heads": 32, "num_key_value_heads": 32}
-    sizes |= {"vocab_size": 126464, "max_position_embeddings": 65536, "num_hidden_layers": 32, "rms_norm_eps": 1e-5}
-    rope = {"rope_type": "default", "rope_theta": 5e5}
-    config = LlamaConfig(rope_parameters=rope, eos_token_id=126081, pad_token_id=126081, bos_token_id=None, **sizes)
-    config.is_causal, config.mask_token_id, config.diffusion = False, 126336, "llada"
+    config = configs.llada(mask=96, **configs.TINY_LLADA) if bench.tiny else configs.llada()
     return masked_lm.both_ways(language_model(bench, config))
 
 
@@ -147,18 +127,11 @@ def focus_dllm(bench: Bench) -> None:
     focus = FocusDLLM(**bench.pick({}, {"keep_floor": 0, "prompt_block": 8, "sinks": 3, "last_dense": 1}))
     arms = {"focus-dllm": focus, "fast-dllm": FastDLLM()}
     if not bench.tiny:
-        arms |= {f"focus-dllm-every-{n}": replace(focus, full_every=n) for n in (2, 4)}
-    for length in bench.pick((32768, 8192), (64,)):
-        sizes = {"gen_length": bench.pick(256, 8), "block_length": bench.pick(32, 4), "timed_steps": 2}
-        paired(bench, loaded, Latency(length=length, **sizes), "gpu-diffusion-decoding", arms, repeats=1, gated=False)
-        if not bench.tiny:
-            published = {"vanilla": Vanilla()}
-            paired(
-                bench,
-                loaded,
-                Latency(length=length, **sizes),
-                "gpu-diffusion-decoding",
-                published,
-                repeats=1,
-                gated=False,
-            )
+        arms |= {f"focus-dllm-every-{n}": replace(focus, full_every=n) for n in (4, 2)}
+    sizes = {"gen_length": bench.pick(128, 8), "block_length": bench.pick(32, 4), "timed_steps": 2}
+    for length in bench.pick((8192, 32768), (64,)):
+        task = Latency(length=length, **sizes)
+        paired(bench, loaded, task, "gpu-diffusion-decoding", arms, repeats=1, gated=False)
+        if not bench.tiny:  # its softmax over all rows in float64 has no room at 32K
+            published = {"vanilla": Vanilla(softmax="float64" if length <= 8192 else "float32")}
+            paired(bench, loaded, task, "gpu-diffusion-decoding", published, repeats=1, gated=False)

@@ -5,18 +5,20 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from fewstep.bench import gate
+from fewstep.bench.settings import available_cores
 from fewstep.bench.task import Outcome
 from fewstep.families import causal_lm, masked_lm, tiny_moe, wan, wan_vae
-from fewstep.kernels.ahead import one_line
 from torch import Tensor
 
 from .bench import Bench
+from .forks import answers
 
 
 @dataclass(frozen=True)
@@ -33,26 +35,20 @@ class Subject:
 
 
 def methods(bench: Bench) -> None:
-    """Check all of them; one that fails in any way is a red check, and the next one goes on."""
-    torch.backends.cudnn.allow_tf32 = False  # what is called fp32 here is fp32
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        for make in (_slim, _focus, _modes, _vaed, _sgmd):
-            for subject in make(Path(folder), bench):
-                _examine(bench, subject)
+    """Check all of them, each in a process of its own; one that fails in any way is a red check."""
+    torch.set_num_threads(1)  # threads of this process would be missing in the forked ones
+    with tempfile.TemporaryDirectory() as folder:
+        subjects = [subject for make in (_slim, _focus, _modes, _vaed, _sgmd) for subject in make(Path(folder), bench)]
+        calls = {subject.method.name: partial(_wrong, bench, subject) for subject in subjects}
+        for name, wrong, error in answers(calls, together=bench.pick(min(8, available_cores()), 1)):
+            for what, found in (wrong or {"runs": error}).items():
+                bench.check(f"{name}: {what}", found)
 
 
-def _examine(bench: Bench, subject: Subject) -> None:
-    name = subject.method.name
-    try:
-        wrong = _wrong(bench, subject)
-    except Exception as error:  # whatever a method does on a card that it never ran on
-        wrong = {"runs": one_line(error)}
-    for what, found in wrong.items():
-        bench.check(f"{name}: {what}", found)
-
-
+@torch.no_grad()
 def _wrong(bench: Bench, subject: Subject) -> dict[str, str | None]:
     """What is wrong, by property: None where it is right."""
+    torch.backends.cudnn.allow_tf32 = False  # what is called fp32 here is fp32
     method, model, call = subject.method, subject.model.to(bench.device, bench.dtype), subject.call
     dense = call(model)
     with method.apply(model):

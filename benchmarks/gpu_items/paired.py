@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,7 +27,7 @@ def paired(
     bench: Bench, loaded: Loaded, task: Any, task_name: str, methods: Mapping[str, Any], *, repeats: int = 2,
     gated: bool = True,
 ) -> None:  # fmt: skip
-    """Measure and write rows; after one round that is not counted, as many rounds as there is time for.
+    """Measure and write rows: after a small run of each, as many rounds as there is time for.
 
     Args:
         bench: of the item.
@@ -38,9 +39,10 @@ def paired(
         gated: compare at the identity setting; False where outputs are choices that rounding flips.
     """
     rounds = Rounds(bench, loaded, {DENSE: None, **methods})
-    red = {label for label in methods if gated and rounds.identity_differs(label, task.small())}
+    small = task.small()
+    red = {label for label in methods if gated and rounds.identity_differs(label, small)}
     for label in rounds.arms.copy():
-        rounds.measure(label, task, 0, counted=False)
+        rounds.measure(label, small, 0, counted=False)
     for repeat in range(bench.pick(repeats, 1)):
         before = bench.left
         for label in rounds.arms.copy():
@@ -66,13 +68,17 @@ class Rounds:
     def measure(self, label: str, task: Any, repeat: int, *, counted: bool) -> None:
         """Run one arm; it drops out, with a note, where memory does not suffice."""
         peak = PeakMemory(torch.device(self.bench.device))
+        outcome, full = None, ""
         try:
             with peak:
                 outcome = self.once(self.arms[label], task, repeat)
         except torch.OutOfMemoryError as error:
+            full = one_line(error)
+        if outcome is None:  # out of the handler, whose traceback holds what filled the memory
             del self.arms[label]
+            gc.collect()
             torch.cuda.empty_cache()
-            return self.bench.note(label, one_line(error))
+            return self.bench.note(label, full)
         if counted:
             where, memory = f"{label}, repeat {repeat + 1}", {peak.metric: float(peak.value)}
             self.taken[label].append(measurement(outcome, {}, where, **memory))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,19 @@ from torch import Tensor
 
 from .bench import Bench
 from .build import network
-from .video import now
+from .video import now, wan_sizes
 
 
 def resume(bench: Bench) -> None:
-    """Four steps at once against two and two more: the weights of the student are the same, bit for bit."""
+    """Four steps at once against two and two more: the weights of the student are the same, bit for bit.
+
+    With deterministic algorithms: sums of gradients on a GPU have no fixed order otherwise, with and without a pause.
+    """
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    torch.use_deterministic_algorithms(True, warn_only=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        os.environ["FEWSTEP_CACHE"] = str(folder / "cache")
         pipe = wan.tiny_pipeline()
         pipe.save_pretrained(folder / "teacher")
         sizes = {"frames": 5, "height": 32, "width": 32, "tokens": 6, "batch": 2, "save_every": 2}
@@ -73,15 +80,14 @@ def sgmd(bench: Bench) -> None:
     """LoRA of rank 64 on Wan 1.3B at 480p, fewer frames than a run has: time by step and by phase, and memory."""
     from diffusers import WanTransformer3DModel
 
-    known = wan.KNOWN["Wan-AI/Wan2.1-T2V-1.3B-Diffusers"]
-    sizes = wan.Architecture(transformer=bench.pick(known.transformer, dict(wan.tiny().config)))
+    sizes = wan_sizes(bench)
     video = bench.pick((21, 480, 832), (5, 32, 32))
     tokens, device = bench.pick(512, 6), torch.device(bench.device)
     common: dict[str, Any] = {"teacher": "", "prompts": Path(), "batch": 1, "precision": "bfloat16", "lora_rank": 64}
     steps: dict[str, list[float]] = {}
     memory: dict[str, float] = {}
     for label, recipe in {DENSE: DMD2StudentRecipe(**common), "sgmd": SGMDRecipe(**common)}.items():
-        made = network(bench, bench.pick(lambda: WanTransformer3DModel(**known.transformer), wan.tiny))
+        made = network(bench, lambda: WanTransformer3DModel(**sizes.transformer))
         roles = lora_roles(made, rank=64, alpha=64.0, targets=wan.LORA_TARGETS)
         recompute(roles)
         data = RandomPrompts(sizes.latent(*video), tokens, sizes.text_width)

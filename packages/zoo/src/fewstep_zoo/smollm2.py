@@ -7,8 +7,9 @@ import os
 import shutil
 from pathlib import Path
 
+from fewstep.cache_folder import cache_folder
 from fewstep.contract import Loaded
-from fewstep.data.assets import Asset, cache_folder
+from fewstep.data.assets import Asset
 from fewstep.errors import AssetMissing, BadFileError
 from fewstep.loaders import from_folder
 from filelock import FileLock
