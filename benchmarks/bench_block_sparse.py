@@ -26,14 +26,20 @@ def random_lists(heads: int, query_blocks: int, key_blocks: int, density: float)
     return order[..., : max(1, round(density * key_blocks))].contiguous()
 
 
-def baselines(query: Tensor, key: Tensor, value: Tensor, blocks: Tensor, size: int) -> dict[str, Call]:
-    """Other ways to the same output: compiled FlexAttention and, on lists of one length, SDPA on gathered blocks."""
-    (b, h, t, d), (g, n) = query.shape, key.shape[1:3]
+def flex_mask(query: Tensor, key: Tensor, blocks: Tensor, size: int) -> BlockMask:
+    """The lists, all of one length, as FlexAttention takes them."""
+    t, n = query.shape[2], key.shape[2]
     counts = torch.full(blocks.shape[:3], blocks.shape[3], dtype=torch.int32, device=blocks.device)
     indices = F.pad(blocks.int(), (0, -(-n // size) - blocks.shape[3]))
-    mask = BlockMask.from_kv_blocks(
+    return BlockMask.from_kv_blocks(
         torch.zeros_like(counts), torch.zeros_like(indices), counts, indices, BLOCK_SIZE=size, seq_lengths=(t, n)
     )
+
+
+def baselines(query: Tensor, key: Tensor, value: Tensor, blocks: Tensor, size: int) -> dict[str, Call]:
+    """Other ways to the same output: compiled FlexAttention and, on lists of one length, SDPA on gathered blocks."""
+    (b, h, _, d), (g, n) = query.shape, key.shape[1:3]
+    mask = flex_mask(query, key, blocks, size)
     compiled = torch.compile(flex_attention, dynamic=True)
 
     def gathered() -> list[Tensor]:

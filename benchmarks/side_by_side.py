@@ -52,19 +52,35 @@ def prepared(options: argparse.Namespace) -> Settings:
 def interleaved(
     functions: dict[str, Call], device: str, repeats: int, warmup: int = 3, before: Call | None = None
 ) -> dict[str, list[float]]:
-    """Seconds of each function, called in turn ``repeats`` times after ``warmup`` rounds; `before` is not timed."""
+    """Seconds of each function, called in turn ``repeats`` times after ``warmup`` rounds; `before` is not timed.
+
+    On a GPU they are those of the device, between two events of its stream.
+    """
+    seconds = _device_seconds if device == "cuda" else _host_seconds
     times: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(repeats + warmup):
         for name, function in functions.items():
             if before:
                 before()
-            start = time.perf_counter()
-            function()
-            if device == "cuda":
-                torch.cuda.synchronize()
+            took = seconds(function)
             if turn >= warmup:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(took)
     return times
+
+
+def _host_seconds(function: Call) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def _device_seconds(function: Call) -> float:
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    function()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3
 
 
 def pair_ratio(above: list[float], below: list[float]) -> float:

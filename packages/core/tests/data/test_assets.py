@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from fewstep import AssetMissing, BadFileError
-from fewstep.data.assets import Asset, cache_folder
+from fewstep.cache_folder import cache_folder
+from fewstep.data.assets import Asset
 
 CONTENT = b"weights"
 INSTALL = "pip install --no-deps some-weights==1.0"

@@ -8,8 +8,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from fewstep.cache_folder import cache_folder
 from fewstep.contract import Loaded
-from fewstep.data.assets import Asset, cache_folder
+from fewstep.data.assets import Asset
 from fewstep.errors import AssetMissing, BadFileError
 from fewstep.families import known
 from fewstep.loaders import from_folder

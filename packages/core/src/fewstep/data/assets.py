@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..cache_folder import cache_folder
 from ..errors import AssetMissing, BadFileError
 
 
@@ -57,11 +57,3 @@ class Asset:
         spec = importlib.util.find_spec(self.package)  # a top-level name: does not import it
         installed = list(spec.submodule_search_locations or []) if spec else []
         return [*map(Path, installed), cache_folder() / "assets" / self.package]
-
-
-def cache_folder() -> Path:
-    """Folder of files that fewstep can make again: ``FEWSTEP_CACHE``, or the user's cache directory."""
-    from platformdirs import user_cache_path
-
-    chosen = os.environ.get("FEWSTEP_CACHE")
-    return Path(chosen).expanduser() if chosen else user_cache_path("fewstep")

@@ -49,6 +49,8 @@ class Signature:
     aligned: tuple[str, ...] = ()
     """Arguments that the launcher would find divisible by 16: pointers, strides."""
     warps: int = 4
+    stages: int | None = None
+    """Tiles that are loaded ahead; None leaves it to the compiler for the target."""
 
 
 @dataclass(frozen=True)

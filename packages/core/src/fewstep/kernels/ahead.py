@@ -57,9 +57,8 @@ def compiled_usage(signature: Signature, target: str) -> dict[str, int]:
     types = {name: signature.types.get(name, "constexpr") for name in names}
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in signature.aligned}
     source = ASTSource(signature.function, types, dict(signature.constants), attributes)
-    compiled = triton.compile(
-        source, target=GPUTarget(*known_target(target)[:3]), options={"num_warps": signature.warps}
-    )
+    options = {"num_warps": signature.warps} | ({"num_stages": signature.stages} if signature.stages else {})
+    compiled = triton.compile(source, target=GPUTarget(*known_target(target)[:3]), options=options)
     usage = _amd_usage(compiled.asm["amdgcn"]) if "amdgcn" in compiled.asm else _nvidia_usage(compiled.asm["cubin"])
     return usage | {"shared": compiled.metadata.shared}
 

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .. import families
+from ..cache_folder import cache_folder
 from ..data import files
-from ..data.assets import cache_folder
 from ..errors import BadFileError
 from .parallel import World, barrier
 

@@ -10,6 +10,10 @@ from torch import Tensor
 
 from fewstep.kernels import Signature
 from fewstep.kernels.tiles import LOG2_E, interpreting, load_rows, log_sum, on_gpu, online_step, strides, tile, warps
+from fewstep.kernels.tuning import Launch, launch
+
+LARGE = 1 << 24
+"""Scores of all heads from which on a call is worth tuning: some 50 microseconds of a large card."""
 
 
 @triton.jit(do_not_specialize=["tokens", "keys", "places"])
@@ -69,16 +73,39 @@ def block_sparse_attention(
     lists = blocks.int().sort(3, descending=True).values.contiguous()  # -1, which is no block, comes last
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     lse = torch.empty(query.shape[:3], device=query.device)
-    sizes = tile(d, query.element_size(), query_block)
-    grid = blocks.shape[2] * triton.cdiv(query_block, sizes["M"]), b * h
+    args = (
+        out, lse, query, key, value, lists, counts, t, key.shape[2], lists.shape[3], h, h // key.shape[1],
+        (d**-0.5 if scale is None else scale) * LOG2_E, *strides(query, key, value),
+    )  # fmt: skip
     with torch.cuda.device_of(query):
-        listed_attention[grid](
-            out, lse, query, key, value, lists, counts, t, key.shape[2], lists.shape[3], h, h // key.shape[1],
-            (d**-0.5 if scale is None else scale) * LOG2_E, *strides(query, key, value),
+        launch(
+            listed_attention,
+            lambda sizes: (blocks.shape[2] * triton.cdiv(query_block, sizes["M"]), b * h),
+            args,
+            (d, query.dtype, query_block, key_block),
+            launches(d, query.element_size(), query_block, key_block),
+            large=b * h * t * lists.shape[3] * key_block >= LARGE,
             QUERY_BLOCK=query_block, KEY_BLOCK=key_block, WIDE=interpreting(),
-            num_warps=warps(d, query.element_size()), **sizes,
         )  # fmt: skip
     return (out, lse) if return_lse else out
+
+
+def launches(dim: int, size: int, query_block: int, key_block: int) -> list[Launch]:
+    """Rows of queries and of keys in a tile, warps and stages to choose from, in elements of `size` bytes."""
+    usual = tile(dim, size, query_block)
+    made = [Launch(constants=usual, warps=warps(dim, size))]
+    if size == 4:
+        return made
+    for rows, keys, many, stages in (
+        (64, 64, 4, 3),
+        (64, 32, 4, 4),
+        (128, 64, 8, 3),
+        (128, 128, 8, 2),
+        (64, 128, 4, 2),
+    ):
+        if rows <= query_block and keys <= key_block:
+            made.append(Launch(constants=usual | {"M": rows, "N": keys}, warps=many, stages=stages))
+    return made
 
 
 def signatures() -> list[Signature]:

@@ -12,6 +12,10 @@ from torch import Tensor
 
 from fewstep.kernels import Signature
 from fewstep.kernels.tiles import check_device
+from fewstep.kernels.tuning import Launch, launch
+
+LARGE = 1 << 30
+"""Products of all pairs from which on a call is worth tuning."""
 
 
 @triton.jit
@@ -117,12 +121,24 @@ def expert_mlp(
     hidden = torch.empty(tokens * k, f, dtype=x.dtype, device=x.device)
     parts = torch.empty(tokens * k, h, device=x.device)
     out = torch.empty_like(x)
-    many, wide = len(tiles[0]), sizes["BN"]
+    many, large = len(tiles[0]), tokens * k * h * f >= LARGE
+    options = {"launches": launches(sizes, x.element_size()), "large": large, "WIDE": sizes["WIDE"]}
+    options["kind"] = (h, f, x.dtype, sizes["BM"])
     with torch.cuda.device_of(x):
-        gated_rows[(many, triton.cdiv(f, wide))](hidden, x, gate_up, order, *tiles, h, f, k, **sizes)
-        weighted_rows[(many, triton.cdiv(h, wide))](parts, hidden, down, weight, order, *tiles, h, f, **sizes)
+        first = hidden, x, gate_up, order, *tiles, h, f, k
+        launch(gated_rows, lambda chosen: (many, triton.cdiv(f, chosen["BN"])), first, **options)
+        second = parts, hidden, down, weight, order, *tiles, h, f
+        launch(weighted_rows, lambda chosen: (many, triton.cdiv(h, chosen["BN"])), second, **options)
         token_sums[(tokens, triton.cdiv(h, 128))](out, parts, index, experts, h, k, BN=128)
     return out
+
+
+def launches(sizes: dict[str, int], size: int) -> list[Launch]:
+    """Columns and depth of a tile, warps and stages to choose from; its rows are those that the plan was made for."""
+    usual = {name: sizes[name] for name in ("BM", "BN", "BK")}
+    others = ((64, 64, 4, 3), (128, 32, 4, 4), (128, 64, 8, 3), (32, 64, 4, 4)) if size == 2 else ()
+    tuned = (Launch(constants=usual | {"BN": n, "BK": k}, warps=w, stages=s) for n, k, w, s in others)
+    return [Launch(constants=usual), *tuned]
 
 
 def plan(index: Int[Tensor, "t k"], experts: int, rows: int) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:

@@ -20,6 +20,10 @@ from fewstep.kernels.tiles import (
     strides,
     tile,
 )
+from fewstep.kernels.tuning import Launch, launch
+
+LARGE = 1 << 20
+"""Keys of all heads from which on a call is worth tuning."""
 
 
 @triton.jit(do_not_specialize=["count", "share", "rows"])
@@ -74,15 +78,29 @@ def gathered_attention(
     parts = splits(count, tiles * b * g, query.device)
     outputs = torch.empty(parts, b, g, rows, d, device=query.device)
     lses = torch.empty(outputs.shape[:-1], device=query.device)
+    args = (
+        outputs, lses, query, key, value, tokens.int().contiguous(), count, triton.cdiv(count, parts), rows, g,
+        (d**-0.5 if scale is None else scale) * LOG2_E, *strides(query, key, value),
+    )  # fmt: skip
     with torch.cuda.device_of(query):
-        part_of_attention[(parts, tiles, b * g)](
-            outputs, lses, query, key, value, tokens.int().contiguous(), count, triton.cdiv(count, parts), rows, g,
-            (d**-0.5 if scale is None else scale) * LOG2_E, *strides(query, key, value), WIDE=interpreting(),
-            **sizes,
-        )  # fmt: skip
+        launch(
+            part_of_attention,
+            lambda sizes: (parts, tiles, b * g),
+            args,
+            (d, query.dtype, sizes["M"]),
+            launches(sizes, query.element_size()),
+            large=b * g * count >= LARGE,
+            WIDE=interpreting(),
+        )
     output, lse = merge_attention(outputs.unbind(), lses.unbind())
     output = output.view(b, h, a, d).to(query.dtype)
     return (output, lse.view(b, h, a)) if return_lse else output
+
+
+def launches(sizes: dict[str, int | bool], size: int) -> list[Launch]:
+    """Keys in a tile, warps and stages to choose from; the rows of a tile decide the grid and stay."""
+    others = ((32, 4, 4), (64, 4, 3), (64, 8, 2), (128, 4, 2)) if size == 2 else ()
+    return [Launch(constants=sizes), *(Launch(constants=sizes | {"N": n}, warps=w, stages=s) for n, w, s in others)]
 
 
 def splits(count: int, programs: int, device: torch.device) -> int:
