@@ -349,6 +349,15 @@ def test_the_readme_shows_the_default_else_the_fastest_that_keeps_the_quality():
     assert "| slim-infer † |" in table(*dirty) and table(*dirty).endswith("differed from its commit.")
 
 
+def test_the_readme_table_leaves_out_what_was_measured_on_tuning_data():
+    def halves(split: str, value: float) -> list[Row]:
+        params = {"length": 512, "split": split}
+        return [row("slim-infer", "ttft_speedup", value, "x", task="facts", params=params, spread=(value, value))]
+
+    both = readme_table([*halves("held-out", 1.2), *halves("tuning", 1.9)])
+    assert "1.20x" in both and "1.90x" not in both
+
+
 def test_the_readme_table_leaves_out_kernels_baselines_and_ablations():
     kernel = row("quick", "attention_speedup", 9.0, "x", task="unit-score")
     assert "quick" not in readme_table([*one_run(), kernel])

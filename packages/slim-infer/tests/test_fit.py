@@ -2,12 +2,12 @@ import json
 
 import pytest
 import torch
+from fewstep.data.facts import PlantedFact
 from fewstep.errors import BadFileError, FewstepError
 from fewstep.families import causal_lm
 from fewstep.fitting import Journal
 from fewstep_slim_infer import SlimInfer
 from fewstep_slim_infer.fit import Probe, fit, propose
-from fewstep_slim_infer.tasks import PlantedFact
 
 
 def decode(ids):
@@ -21,7 +21,7 @@ def facts():
     for seed in range(2):
         prompt = causal_lm.tiny_prompt(100, seed=seed)
         first = model.generate(prompt, max_new_tokens=1, do_sample=False)[0, -1]
-        made.append(PlantedFact(prompt[0], (40, 50), "", str(int(first))))
+        made.append(PlantedFact(prompt=prompt[0], span=(40, 50), question="", value=str(int(first)), source=""))
     return model, made
 
 
@@ -93,3 +93,8 @@ def test_no_proposal_without_evidence():
     never = {layer: [False] * 4 for layer in range(2, 12)}
     with pytest.raises(FewstepError, match="may be dropped"):
         propose([table(5)] * 4, never, 12, 32)
+
+
+def test_a_probe_takes_no_held_out_document():
+    with pytest.raises(ValueError, match="'tarfile' is held-out; tuning documents"):
+        Probe(documents=("tarfile",))

@@ -10,7 +10,7 @@ QUESTION = "What is the capital of France?"
 def test_an_answer_about_a_document(smollm2, tmp_path, capsys):
     document, output = tmp_path / "book.txt", tmp_path / "answer.json"
     document.write_text("Paris is the capital of France. " + "The weather was fine that day. " * 120)
-    Ask(prompt=QUESTION, prompt_file=str(document), max_new_tokens=8, output=output)(smollm2, SlimInfer())
+    Ask(prompt=QUESTION, prompt_file=str(document), max_new_tokens=8, output=output)(smollm2, SlimInfer(preset="fast"))
     said, saved = capsys.readouterr().out, json.loads(output.read_text())
     assert "Paris" in saved["answer"] and saved["answer"].strip() in said
     assert saved["method"] == "slim-infer" and saved["fields"]["query_span"][0] < 0
@@ -35,3 +35,8 @@ def test_a_bad_field_is_one_line_and_exit_code_2(tmp_path):
     )
     assert done.returncode == 2 and "keep=7" in done.stderr
     assert done.stderr.count("\n") == 1 and done.stderr.startswith("fewstep: ")
+
+
+def test_show_says_what_the_preset_was_chosen_on_and_measured_on(tmp_path):
+    said = " ".join(run_command_line(["show", "slim-infer"], tmp_path, env={"COLUMNS": "400"}).stdout.split())
+    assert "chosen on the tuning half" in said and "measured on the held-out half" in said and "fast" in said

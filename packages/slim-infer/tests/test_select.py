@@ -1,10 +1,11 @@
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 from fewstep.kernels.unit_score import unit_score
-from fewstep_slim_infer import SlimInfer
+from fewstep_slim_infer import LazyLLM, SlimInfer
 from fewstep_slim_infer.select import (
     Candidates,
     block_scores,
@@ -137,9 +138,22 @@ def test_a_known_model_needs_no_warning_and_no_field(config, recwarn):
 
 def test_other_entry_layers_than_the_presets():
     config = LlamaConfig(num_hidden_layers=30, hidden_size=576)
-    assert SlimInfer(entry=(18, 22, 27)).resolve(config).keep == (1 / 4, 1 / 8, 1 / 16)
-    assert SlimInfer(entry=(21,)).resolve(config).keep == (1 / 4,)
-    assert SlimInfer(entry=(12, 18, 22, 27)).resolve(config).keep == (1 / 4, 1 / 8, 1 / 16, 1 / 32)
+    fast = SlimInfer(preset="fast")
+    assert replace(fast, entry=(18, 22, 27)).resolve(config).keep == (1 / 4, 1 / 8, 1 / 16)
+    assert replace(fast, entry=(21,)).resolve(config).keep == (1 / 4,)
+    assert replace(fast, entry=(12, 18, 22, 27)).resolve(config).keep == (1 / 4, 1 / 8, 1 / 16, 1 / 32)
+
+
+def test_the_default_preset_keeps_more_than_the_fast_one():
+    config = LlamaConfig(num_hidden_layers=30, hidden_size=576)
+    default, fast = (SlimInfer(preset=name).resolve(config) for name in ("default", "fast"))
+    assert default.keep[0] > fast.keep[0] and default.window > fast.window
+    assert LazyLLM(preset="fast")._tokenwise().resolve(config).keep == fast.keep
+
+
+def test_a_model_without_a_fast_preset_is_named():
+    with pytest.raises(ValueError, match="preset='fast': there is none for llama with 32 layers and width 4096"):
+        SlimInfer(preset="fast").resolve(LlamaConfig(num_hidden_layers=32, hidden_size=4096))
 
 
 def test_the_memory_table_of_the_paper():

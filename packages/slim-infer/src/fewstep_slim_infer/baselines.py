@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .method import SlimApplied, SlimInfer, install
-from .select import Budget, blocks_kept, preset_for, top_blocks
+from .select import Budget, PresetName, blocks_kept, preset_for, top_blocks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,8 @@ class LazyLLM(Method):
     name: ClassVar[str] = "lazy-llm"
     seams: ClassVar[frozenset[str]] = SlimInfer.seams
 
+    preset: PresetName = "default"
+    """Slim-infer's preset that fills in the fields that are None."""
     entry: tuple[int, ...] | None = None
     """First layer of each segment, as in slim-infer. Default: slim-infer's preset."""
     keep: Budget | tuple[Budget, ...] | None = None
@@ -42,9 +44,8 @@ class LazyLLM(Method):
 
     def _tokenwise(self) -> SlimInfer:
         """Blocks of one token, one query, softmax over tokens in each head: attention weights, averaged over heads."""
-        return SlimInfer(
-            entry=self.entry, keep=self.keep, block=1, unit=1, window=1, carry=0, score="unit_softmax", sink_blocks=0
-        )
+        chosen = {"preset": self.preset, "entry": self.entry, "keep": self.keep}
+        return SlimInfer(**chosen, block=1, unit=1, window=1, carry=0, score="unit_softmax", sink_blocks=0)
 
     def identity(self) -> Self:
         """Everything is kept."""
@@ -74,6 +75,8 @@ class GemFilter(Method):
     name: ClassVar[str] = "gemfilter"
     seams: ClassVar[frozenset[str]] = SlimInfer.seams
 
+    preset: PresetName = "default"
+    """Slim-infer's preset that fills in the fields that are None."""
     filter_layer: int | None = None
     """Layer, counted from 0, whose last query chooses. Default: the layer before slim-infer's first entry layer."""
     keep: Budget | None = None
@@ -82,7 +85,7 @@ class GemFilter(Method):
     def __post_init__(self) -> None:
         if self.filter_layer is not None and self.filter_layer < 0:
             raise ValueError(f"filter_layer={self.filter_layer} must be 0 or more")
-        SlimInfer(block=1, unit=1, sink_blocks=0, keep=self.keep)
+        SlimInfer(preset=self.preset, block=1, unit=1, sink_blocks=0, keep=self.keep)
 
     def identity(self) -> Self:
         """Everything is kept: the second pass is the whole model."""
@@ -100,7 +103,7 @@ class GemFilter(Method):
         decoder = check(model)
         layer, keep = self.filter_layer, self.keep
         if layer is None or keep is None:
-            preset = preset_for(model.config)
+            preset = preset_for(model.config, self.preset)
             layer = preset.entry[0] - 1 if layer is None else layer
             keep = preset.keep[0] if keep is None else keep
         if layer >= model.config.num_hidden_layers:

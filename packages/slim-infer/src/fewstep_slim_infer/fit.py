@@ -1,5 +1,6 @@
 """Find SlimInfer's entry layers for an unknown model by planting facts (the probe behind figure 2 of arXiv:2508.06447).
 
+Facts, wordings and documents are those of the tuning half: what ``planted-facts`` measures on is never looked at.
 Two questions for each layer: do its scores find the block that holds a planted fact, and does the model still answer
 when that block is dropped before the layer, because its content has already spread to other positions?
 """
@@ -15,7 +16,8 @@ from typing import Any, get_args
 
 import torch
 from fewstep.contract import Loaded
-from fewstep.data import texts
+from fewstep.data.documents import named
+from fewstep.data.facts import ANSWER_TOKENS, PlantedFact
 from fewstep.errors import FewstepError, check_least
 from fewstep.families import causal_lm
 from fewstep.fitting import Journal, progress_bar
@@ -24,8 +26,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from .method import SlimInfer, install
+from .retrieval import Retrieval
 from .select import BlockScore
-from .tasks import Needle, PlantedFact
 
 SCORES: tuple[BlockScore, ...] = get_args(BlockScore)
 FINDS, SURVIVES = 0.10, 0.75
@@ -34,18 +36,22 @@ FINDS, SURVIVES = 0.10, 0.75
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """Plant facts in a real text and watch each layer; proposes entry layers and a score for this model."""
+    """Plant facts in real documents and watch each layer; proposes entry layers and a score for this model.
+
+    Raises:
+        ValueError: a document does not belong to the tuning half.
+    """
 
     length: int = 1536
     """Tokens of each prompt."""
-    prompts: int = 6
-    """Prompts with a planted fact. Those that the unchanged model gets wrong are left out."""
+    prompts: int = 8
+    """Prompts with a planted fact, some with a second one. Those that the unchanged model gets wrong are left out."""
     every: int = 2
     """Drop the fact before every so many layers; 1 is slowest and finest."""
     block: int = 32
     """Block size to probe and propose."""
-    text: texts.Text = "python-docs"
-    """Text around the facts."""
+    documents: tuple[str, ...] = ("python-docs", "numpy-licence", "argparse", "characters")
+    """Documents around the facts, of the tuning half. Default: those that are always here."""
     seed: int = 0
     """Draws texts and codes."""
     resume: bool = True
@@ -53,6 +59,7 @@ class Probe:
 
     def __post_init__(self) -> None:
         check_least(self, length=1, prompts=1, every=1, block=1)
+        named(self.documents, "tuning")
 
     def __call__(self, loaded: Loaded, out: Path) -> SlimInfer:
         """Measure, with progress and a journal in ``out/probe.jsonl``, and propose a method.
@@ -63,12 +70,12 @@ class Probe:
             BadFileError: the journal is damaged.
         """
         causal_lm.check(loaded.model)
-        causal_lm.check_length(loaded, self.length, 5)
+        causal_lm.check_length(loaded, self.length, ANSWER_TOKENS)
         settings = {name: value for name, value in asdict(self).items() if name not in ("every", "resume")}
         journal = Journal(out / "probe.jsonl", {"model": loaded.name, **settings}, resume=self.resume)
         generator = torch.Generator().manual_seed(self.seed)
-        task = Needle(length=self.length, needles=self.prompts, text=self.text)
-        facts = [task.prompt(loaded.processor, n, generator) for n in range(self.prompts)]
+        task = Retrieval(split="tuning", length=self.length, prompts=self.prompts, documents=self.documents)
+        facts = list(task.questions(loaded.processor, generator))
         with progress_bar() as bar:
             track, decode = partial(bar.track, description="probing"), loaded.processor.decode
             sizes = {"block": self.block, "every": self.every}
@@ -136,7 +143,7 @@ def _measure(model: Any, fact: PlantedFact, layer: int | None, block: int, decod
     settings = SlimInfer(entry=entry, keep=1.0, block=block, score="dot").resolve(model.config)
     with install(model, settings, settings, rank if layer is None else drop):
         logits, cache, _ = causal_lm.prefill(model, fact.prompt[None].to(model.device))
-        answer = decode(causal_lm.greedy(model, logits, cache, 5))
+        answer = decode(causal_lm.greedy(model, logits, cache, ANSWER_TOKENS))
     return {"right": fact.answered_by(answer), "ranks": ranks}
 
 

@@ -49,6 +49,11 @@ def fewstep_tasks():
             target="fewstep_slim_infer.tasks:Continuation",
         ),
         Card(
+            name="planted-facts",
+            summary="answer questions about facts planted in documents of many kinds, held out from tuning by default",
+            target="fewstep_slim_infer.retrieval:Retrieval",
+        ),
+        Card(
             name="needle",
             summary="find a sentence hidden in a real long text",
             target="fewstep_slim_infer.tasks:Needle",

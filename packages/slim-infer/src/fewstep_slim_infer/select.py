@@ -165,6 +165,9 @@ class Candidates:
         return Candidates(numbers, torch.cat([before, units, after], dim=1))
 
 
+PresetName = Literal["default", "fast"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Preset:
     """Values for the fields of `SlimInfer` that are None."""
@@ -177,22 +180,37 @@ class Preset:
     carry: int = 0
 
 
-PRESETS = {
+PRESETS: dict[tuple[str, int, int], dict[PresetName, Preset]] = {
     # (model_type, layers, width): Llama-3.1-8B-Instruct and Qwen2.5-7B-Instruct are the paper's, arXiv:2508.06447
-    ("llama", 32, 4096): Preset(entry=(10, 20, 30), keep=(8192, 4096, 2048)),
-    ("qwen2", 28, 3584): Preset(entry=(9, 18, 26), keep=(12288, 6144, 4096)),
-    # SmolLM2-135M-Instruct is ours: its retrieval starts at layer 14
-    ("llama", 30, 576): Preset(
-        entry=(15, 21, 28), keep=(1 / 4, 1 / 8, 1 / 16), block=16, score="unit_softmax", window=1, carry=1
-    ),
+    ("llama", 32, 4096): {"default": Preset(entry=(10, 20, 30), keep=(8192, 4096, 2048))},
+    ("qwen2", 28, 3584): {"default": Preset(entry=(9, 18, 26), keep=(12288, 6144, 4096))},
+    # SmolLM2-135M-Instruct is ours: its retrieval starts at layer 14. "fast" was chosen on one prompt over one document
+    ("llama", 30, 576): {
+        "default": Preset(
+            entry=(15, 21, 28), keep=(1 / 2, 1 / 4, 1 / 8), block=16, score="unit_softmax", window=8, carry=1
+        ),
+        "fast": Preset(
+            entry=(15, 21, 28), keep=(1 / 4, 1 / 8, 1 / 16), block=16, score="unit_softmax", window=1, carry=1
+        ),
+    },
 }
 
 
-def preset_for(config: Any, *, warn: bool = True) -> Preset:
-    """The preset of a model by its transformers configuration; warns when it is only a scaled guess."""
+def preset_for(config: Any, name: PresetName = "default", *, warn: bool = True) -> Preset:
+    """The preset of a model by its transformers configuration; warns when it is only a scaled guess.
+
+    Raises:
+        ValueError: the model has no preset of this name.
+    """
     layers = config.num_hidden_layers
-    if known := PRESETS.get((config.model_type, layers, config.hidden_size)):
-        return known
+    known = PRESETS.get((config.model_type, layers, config.hidden_size), {})
+    if name in known:
+        return known[name]
+    if name != "default":
+        raise ValueError(
+            f"preset={name!r}: there is none for {config.model_type} with {layers} layers and width "
+            f"{config.hidden_size}; take preset='default', or pass entry= and keep="
+        )
     entry = tuple(sorted({min(max(round(share * layers / 32), 1), layers - 1) for share in (10, 20, 30)}))
     if warn:
         warnings.warn(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from fewstep.bench import Outcome, Sample
 from fewstep.contract import Loaded
 from fewstep.data import texts
+from fewstep.data.facts import PlantedFact
 from fewstep.errors import check_least
 from fewstep.families import causal_lm
 from fewstep.families.kv_cache import cache_sizes
@@ -93,24 +94,12 @@ class Continuation:
         }
 
 
-class PlantedFact(NamedTuple):
-    """A prompt that holds a fact and ends with a question about it."""
-
-    prompt: Int[Tensor, " n"]
-    span: tuple[int, int]
-    """Tokens that hold the fact."""
-    question: str
-    code: str
-    """Digits of the right answer."""
-
-    def answered_by(self, answer: str) -> bool:
-        """True when `answer` holds the code."""
-        return self.code in answer.replace(" ", "")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Needle:
-    """Hide "The secret code of Maria is 9916." in a real text and let the model complete the same sentence."""
+    """Hide "The secret code of Maria is 9916." in a real text and let the model complete the same sentence.
+
+    One wording that settings were chosen on: good for times, while ``planted-facts`` says what a setting finds.
+    """
 
     length: int = 1536
     """Tokens of the prompt."""
@@ -147,7 +136,7 @@ class Needle:
             hits.append(fact.answered_by(answer))
             seconds.append(ttft)
             evidence.append(logits.float().cpu())
-            samples.append(Sample(title=f"{fact.question} ({fact.code})", text=answer))
+            samples.append(Sample(title=f"{fact.question} ({fact.value})", text=answer))
         return Outcome(
             seconds={"ttft": sum(seconds) / len(seconds)},
             quality={"accuracy": sum(hits) / len(hits)},
@@ -171,7 +160,7 @@ class Needle:
         haystack = texts.window(tokenizer, self.text, self.length - extra, generator)
         depth = 0.05 + 0.9 * (n + 0.5) / self.needles
         prompt, span = texts.hide(tokenizer, haystack, needle, question, depth)
-        return PlantedFact(prompt, span, question.strip(), code)
+        return PlantedFact(prompt=prompt, span=span, question=question.strip(), value=code, source=self.text)
 
     def compare(self, outcome: Outcome, baseline: Outcome) -> dict[str, float]:
         """Accuracy is absolute; nothing to compare."""

@@ -12,6 +12,7 @@ from .rows import Row
 SPEEDUP = "_speedup"
 QUALITY = {
     "accuracy": True,
+    "kept": True,
     "frechet": False,
     "top1_agreement": True,
     "psnr": True,
@@ -24,6 +25,7 @@ QUALITY = {
 """Quality metrics, the most telling first; True where higher is better."""
 _LABELS = {
     "ttft": "time to first token",
+    "kept": "kept of what dense answers",
     "top1_agreement": "top-1 agreement",
     "frechet": "Frechet distance",
     "psnr": "PSNR",

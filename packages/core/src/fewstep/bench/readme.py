@@ -35,13 +35,14 @@ def readme_table(rows: Sequence[Row]) -> str:
 
     A method is shown at its default settings where these were measured, else at the setting that gains most of those
     that keep the quality; rows of clean checkouts are preferred. Random weights, kernels, baselines and ablations are
-    left to the READMEs of their packages.
+    left to the READMEs of their packages, and so is what was measured on the data that settings were chosen on
+    (``split`` tuning).
     """
     cards = {**plugins.methods(), **plugins.recipes()}
     aside = {DENSE, *(name for name, card in cards.items() if card.role != "method")}
     best: dict[str, dict[str, tuple[Comparison, Arm]]] = {}
     for comparison in compare([row for row in rows if row.task not in plugins.kernels()]):
-        if comparison.random:
+        if comparison.random or comparison.params.get("split") == "tuning":
             continue
         for arm in comparison.arms:
             if arm.method in aside or not {speed_metric(comparison), quality_metric(comparison)} & set(arm.rows):

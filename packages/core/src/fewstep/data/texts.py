@@ -41,17 +41,34 @@ def read(name: Text) -> str:
         from pydoc_data.topics import topics
 
         return "\n\n".join(topics[key] for key in sorted(topics))
-    wanted = re.compile(_MEMBERS[name])
+    parts = chapters() if name == "moby-dick" else members(_MEMBERS[name])
+    return "\n\n".join(text for _, text in parts)
+
+
+def chapters() -> list[tuple[int, str]]:
+    """Number and text of the chapters of Moby Dick, in order.
+
+    Raises:
+        AssetMissing: see `members`.
+    """
+    return [(number, json.loads(part)["text"]) for number, part in members(_MEMBERS["moby-dick"])]
+
+
+def members(pattern: str) -> list[tuple[int, str]]:
+    """First number in the name, and text, of the files in `DATASETS` whose whole path matches; in order of number.
+
+    Raises:
+        AssetMissing: the package is not here; the message names the command that installs it.
+    """
+    wanted = re.compile(pattern)
     with tarfile.open(DATASETS.path()) as archive:
         parts = {
             m.name: file.read().decode()
             for m in archive
             if wanted.fullmatch(m.name) and (file := archive.extractfile(m))
         }
-    ordered = [parts[key] for key in sorted(parts, key=lambda key: (int(re.findall(r"\d+", key)[0]), key))]
-    if name == "moby-dick":
-        ordered = [json.loads(part)["text"] for part in ordered]
-    return "\n\n".join(ordered)
+    numbered = ((int(re.findall(r"\d+", name)[0]), name) for name in parts)
+    return [(number, parts[name]) for number, name in sorted(numbered)]
 
 
 def window(tokenizer: Any, name: Text, tokens: int, generator: torch.Generator) -> Int[Tensor, " n"]:
