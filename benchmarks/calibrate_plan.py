@@ -14,7 +14,8 @@ from pathlib import Path
 from fewstep.bench.rows import Row, read
 from fewstep.plan.calibrate import Observation, fit
 from fewstep.plan.check import Pair, pairs
-from fewstep.plan.machines import CPU, to_json
+from fewstep.plan.machines import CPU
+from fewstep.plan.stored import to_json
 
 
 def observations(found: list[Pair]) -> dict[str, list[Observation]]:

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from fewstep.errors import BadFileError, UnknownNameError
+from fewstep.errors import BadFileError, UnknownNameError, UnsupportedModelError
 from fewstep.families import known
 from fewstep.plan import this
-from fewstep.plan.machines import CARDS, NAMES, from_json, machine, to_json
+from fewstep.plan.machines import CARDS, NAMES, machine
 from fewstep.plan.models import parts_of
 from fewstep.plan.predict import Planned, replaced, stack
+from fewstep.plan.stored import from_json, to_json
 from fewstep.roofline import Ceiling, Cost, Machine, Operation, Phase, Plan, Workload, total
 from fewstep.testing.cli import run_command_line
 
@@ -40,6 +41,13 @@ def test_ten_real_models_are_known_and_read():
 def test_a_folder_is_read_and_what_is_damaged_is_named(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(known.parts("Qwen/Qwen2.5-7B-Instruct")["model"]))
     assert parts_of(str(tmp_path))["model"].num_hidden_layers == 28
+    for wrong, said in (({"model_type": "abacus"}, "abacus cannot be planned"), ({}, "without model_type cannot")):
+        (tmp_path / "config.json").write_text(json.dumps(wrong))
+        with pytest.raises(UnsupportedModelError, match=said):
+            parts_of(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2", "num_hidden_layers": "many"}')
+    with pytest.raises(BadFileError, match="lacks a size, or has a wrong one"):
+        parts_of(str(tmp_path))
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(BadFileError, match="is damaged"):
         parts_of(str(tmp_path))
@@ -110,6 +118,8 @@ def test_without_a_model_or_with_an_unknown_one_a_sentence_lists_what_there_is(t
     )
     device = fewstep("plan", "--model", known.names()[0], "--device", "abacus", cwd=tmp_path)
     assert device.returncode == 2 and "h100, h200, a100, rtx5090, cpu, this" in device.stderr
+    also = fewstep("plan", "--model", known.names()[0], "--device", "h100", "--also", "nosuch keep=1", cwd=tmp_path)
+    assert also.returncode == 2 and "no method is called 'nosuch'" in also.stderr
     bad = fewstep("plan", "--model", known.names()[0], "--device", "h100", "--length", "0", cwd=tmp_path)
     assert bad.returncode == 2 and "length must be at least 1" in bad.stderr
 

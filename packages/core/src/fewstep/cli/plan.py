@@ -17,6 +17,7 @@ from ..errors import FewstepError
 from ..plan import check, machines
 from ..plan.models import parts_of
 from ..plan.predict import Planned, applicable, lines, stack
+from ..plan.stored import to_json
 from ..roofline import Machine, Plan, Spent, Workload, memory, total
 from .flags import Group, assignments, parse
 from .options import method_group, quiet
@@ -91,9 +92,9 @@ def _settings(also: Sequence[str]) -> dict[str, list[Any]]:
     """Methods with the settings that `also` names, by the name of the method."""
     settings: dict[str, list[Any]] = {}
     for text in also:
-        name, *parts = text.split()
+        name, _, rest = text.strip().partition(" ")
         card = plugins.find(plugins.methods(), name, "method")
-        words = assignments(parts)
+        words = assignments(rest.split())
         settings.setdefault(name, []).append(parse("--also", card.summary, words, [method_group(card, words, "")])[0])
     return settings
 
@@ -165,7 +166,7 @@ def _as_json(
     return {
         "model": options.model,
         "request": {name: getattr(options, name) for name in names},
-        "machine": {"name": machine.name, **machines.to_json(machine)},
+        "machine": {"name": machine.name, **to_json(machine)},
         "methods": [
             {
                 "name": one.name,

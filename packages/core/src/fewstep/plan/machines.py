@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import UnknownNameError
 from ..roofline import Ceiling, Machine
+from .stored import from_json
 
 GB = 1e9
 CARDS: Mapping[str, Mapping[str, Any]] = {
@@ -71,17 +72,3 @@ def cpu(dtype: str, threads: int) -> Machine:
 def machine_of_rows(device: str) -> Callable[[str, int], Machine]:
     """The machine that measured rows are predicted for, by their dtype and threads."""
     return functools.cache(lambda dtype, threads: machine(device, dtype, threads))
-
-
-def from_json(name: str, fields: Mapping[str, Any]) -> Machine:
-    """A machine as `to_json` stored it."""
-    ceilings = {
-        kind: Ceiling(flops=flops, bandwidth=bandwidth) for kind, (flops, bandwidth) in fields["ceilings"].items()
-    }
-    return Machine(name=name, **{**fields, "ceilings": ceilings})
-
-
-def to_json(machine: Machine) -> dict[str, Any]:
-    """A machine as JSON; ceilings are pairs of FLOP/s and bytes a second."""
-    fields = {key: value for key, value in vars(machine).items() if key != "name"}
-    return {**fields, "ceilings": {kind: [c.flops, c.bandwidth] for kind, c in machine.ceilings.items()}}

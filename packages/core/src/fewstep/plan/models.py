@@ -10,7 +10,7 @@ from typing import Any
 from .. import plugins
 from ..cards import import_target
 from ..data.files import read_text
-from ..errors import BadFileError, UnknownNameError, UnsupportedModelError
+from ..errors import BadFileError, FewstepError, UnknownNameError, UnsupportedModelError
 from ..families import known, masked_lm
 
 PARTS = ("transformer", "vae", "text_encoder")
@@ -69,8 +69,10 @@ def _resolved(parts: Mapping[str, Any]) -> Parts:
     makers = {"model": _language_model, "vae": _vae}
     try:
         return {part: makers[part](config) if part in makers else config for part, config in parts.items()}
-    except (KeyError, TypeError) as error:
-        raise BadFileError(f"the configuration of this model lacks a size, or has a wrong one: {error}") from error
+    except (FewstepError, ImportError):
+        raise
+    except Exception as error:  # transformers and diffusers raise many kinds for a damaged configuration
+        raise BadFileError(f"the configuration lacks a size, or has a wrong one: {_line(error)}") from error
 
 
 def _language_model(config: Any) -> Any:
@@ -92,3 +94,7 @@ def _vae(config: Any) -> Any:
     from ..families.wan_vae_cost import config_of
 
     return config_of(config)
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

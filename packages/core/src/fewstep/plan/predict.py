@@ -56,18 +56,18 @@ def applicable(
             continue
         chosen = (settings or {}).get(card.name) or (card.load()(),)
         try:
-            found += [planned(card, method, parts, work, len(chosen) > 1) for method in chosen]
+            found += [planned(card, method, parts, work) for method in chosen]
         except UnsupportedModelError as error:
             refused[card.name] = str(error)
     return found, refused
 
 
-def planned(card: Card, method: Any, parts: Parts, work: Workload, labelled: bool = False) -> Planned:
-    """Plan one method; raises as its `Planner`."""
+def planned(card: Card, method: Any, parts: Parts, work: Workload) -> Planned:
+    """Plan one method, named with the fields that differ from its defaults; raises as its `Planner`."""
     from ..bench.formatting import compact
     from ..bench.record import config
 
-    name = f"{card.name} {compact(config(method))}".strip() if labelled else card.name
+    name = f"{card.name} {compact(config(method))}".strip()
     return Planned(name, type(method).seams, import_target(card.plan or "")(method, parts, work))
 
 

@@ -20,7 +20,7 @@ from ..bench.timing import fixed_threads
 from ..data.assets import cache_folder
 from ..data.files import write_text
 from ..roofline import Ceiling, Machine
-from .machines import from_json, to_json
+from .stored import from_json, to_json
 
 SECONDS = 1.2
 """For each of eight measurements; the fastest run counts, since others only ever slow it down."""
