@@ -14,8 +14,6 @@ from fewstep.errors import check_least
 from fewstep.families import causal_lm
 from fewstep.families.kv_cache import cache_sizes
 from fewstep.roofline import Measured, Workload
-from jaxtyping import Int
-from torch import Tensor
 from transformers.cache_utils import Cache
 
 from .cache import SlimCache
