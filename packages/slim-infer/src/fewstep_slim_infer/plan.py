@@ -23,7 +23,7 @@ def plan(method: SlimInfer, parts: Mapping[str, Any], work: Workload) -> Plan:
     Raises:
         UnsupportedModelError: no Llama-like causal LM, or a setting that is not predicted.
     """
-    config = parts.get("model")
+    config: Any = parts.get("model")
     causal_lm.check_config(config)
     if method.offload or method.decode_from == "recompute":
         raise UnsupportedModelError(

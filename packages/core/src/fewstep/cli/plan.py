@@ -69,7 +69,7 @@ def plan(words: list[str]) -> int:
     quiet()
     (options,) = parse("fewstep plan", ABOUT, words, [Group("plan", PlanOptions)])
     if options.check is not None:
-        return _check(options, shlex.join(["fewstep", "plan", *words]))
+        return _check(options.check, options, shlex.join(["fewstep", "plan", *words]))
     if not options.model or options.figure or options.record:
         raise FewstepError("`fewstep plan` needs --model, or --check FOLDER, which --figure and --record go with")
     machine = machines.machine(options.device or "this", options.dtype, options.threads)
@@ -191,18 +191,18 @@ def _side(runs: float, spent: Spent | None) -> dict[str, Any] | None:
     return {"runs": runs, **dataclasses.asdict(spent), "bound": spent.bound} if spent else None
 
 
-def _check(options: PlanOptions, command: str) -> int:
+def _check(results: Path, options: PlanOptions, command: str) -> int:
     from ..bench.tables import load
     from ..plan import figure, record
 
-    rows = [row for row in load(options.check) if row.task != record.TASK]
+    rows = [row for row in load(results) if row.task != record.TASK]
     found, refused = check.pairs(rows)
     known = machines.machine_of_rows(options.device or "cpu")
     if not found:
-        raise FewstepError(f"no row in {options.check} is a speed-up that a plan knows: {'; '.join(refused.values())}")
+        raise FewstepError(f"no row in {results} is a speed-up that a plan knows: {'; '.join(refused.values())}")
     table = [_compared(one, known) for one in found]
     header = ("method", "task", "of", "setting", "measured", "predicted", "error")
-    show_table(f"predicted against measured, {len(found)} speed-ups in {options.check}", header, table)
+    show_table(f"predicted against measured, {len(found)} speed-ups in {results}", header, table)
     print(f"median error {check.median_error(found, known):.0%}; {_apart(found, known)}")
     for name, reason in refused.items():
         print(f"not predicted: {name}: {reason}")
@@ -210,7 +210,7 @@ def _check(options: PlanOptions, command: str) -> int:
         figure.write(found, known, options.figure)
         print(f"wrote {options.figure}")
     if options.record:
-        print(f"wrote {record.write(found, known, options.check, command)} rows to {options.check / record.FILE}")
+        print(f"wrote {record.write(found, known, results, command)} rows to {results / record.FILE}")
     return 0
 
 

@@ -32,7 +32,7 @@ def cost(parts: Mapping[str, Any], work: Workload, steps: int, guided: bool) -> 
     phases = [
         Phase(name="denoising step", operations=tuple(calls * operation for operation in step), times=steps),
     ]
-    memory = {"weights": work.element * parameters(transformer)}
+    memory: dict[str, float] = {"weights": work.element * parameters(transformer)}
     if text := parts.get("text_encoder"):
         prompts = tuple(calls * operation for operation in prompt(text, work))
         phases.insert(0, Phase(name="prompt", operations=prompts))

@@ -13,7 +13,8 @@ def from_json(name: str, fields: Mapping[str, Any]) -> Machine:
     ceilings = {
         kind: Ceiling(flops=flops, bandwidth=bandwidth) for kind, (flops, bandwidth) in fields["ceilings"].items()
     }
-    return Machine(name=name, **{**fields, "ceilings": ceilings})
+    values: dict[str, Any] = {**fields, "ceilings": ceilings}
+    return Machine(name=name, **values)
 
 
 def to_json(machine: Machine) -> dict[str, Any]:

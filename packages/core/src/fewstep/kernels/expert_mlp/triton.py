@@ -122,8 +122,9 @@ def expert_mlp(
     parts = torch.empty(tokens * k, h, device=x.device)
     out = torch.empty_like(x)
     many, large = len(tiles[0]), tokens * k * h * f >= LARGE
-    options = {"launches": launches(sizes, x.element_size()), "large": large, "WIDE": sizes["WIDE"]}
-    options["kind"] = (h, f, x.dtype, sizes["BM"])
+    kind = h, f, x.dtype, sizes["BM"]
+    options: dict[str, Any] = {"launches": launches(sizes, x.element_size()), "large": large, "kind": kind}
+    options["WIDE"] = sizes["WIDE"]
     with torch.cuda.device_of(x):
         first = hidden, x, gate_up, order, *tiles, h, f, k
         launch(gated_rows, lambda chosen: (many, triton.cdiv(f, chosen["BN"])), first, **options)
