@@ -101,7 +101,6 @@ def launches(dim: int, size: int, query_block: int, key_block: int) -> list[Laun
         (64, 32, 4, 4),
         (128, 64, 8, 3),
         (128, 128, 8, 2),
-        (64, 128, 4, 2),
     ):
         if rows <= query_block and keys <= key_block:
             made.append(Launch(constants=usual | {"M": rows, "N": keys}, warps=many, stages=stages))
