@@ -89,7 +89,7 @@ class Page(HTMLParser):
         if tag in ("td", "th"):
             self.cells[-1].append("")
             self.open = True
-        if tag == "small":
+        if tag == "small" and self.open:
             self.cells[-1][-1] += " "
 
     def handle_endtag(self, tag):

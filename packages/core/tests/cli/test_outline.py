@@ -27,7 +27,7 @@ def test_the_outline_is_that_of_the_class(card):
         return
     cls = card.load()
     assert [(name, *rest) for name, rest in read.fields.items()] == fields(cls)
-    if hasattr(cls, "seams"):
+    if read.words("seams"):  # else the command imports the class
         assert read.words("seams") == sorted(cls.seams)
 
 

@@ -40,14 +40,14 @@ def package(card: Card) -> str:
 
 
 def _words(line: Line) -> list[str]:
-    quality = "not measured"
+    quality = "not told"
     if line.quality:
         quality = f"{heading(line.quality.metric)} {amount(line.quality)}" + (f", {line.beside}" if line.beside else "")
     if line.comparison.random:
         quality = "random weights: speed only"
     speed = f"{amount(line.speed)} {line.against}" if line.speed else "–"
     device = f"{line.comparison.setting.device}, {line.comparison.setting.dtype}"
-    return [line.setting, f"{line.comparison.model}: {line.comparison.task}", speed, quality, line.memory, device]
+    return [line.setting, f"{line.comparison.model}: {line.task}", speed, quality, line.memory, device]
 
 
 def write_measured(rows: Sequence[Row], roots: Sequence[Path]) -> list[Path]:

@@ -15,6 +15,9 @@ from .tables import DIRTY_MARK, TELLING, Arm, Comparison, quality_metric, speed_
 MARGIN = f"{1 - KEPT:.0%} of dense"
 """How far the quality may fall, in words."""
 
+FEWEST = 32
+"""New tokens of an answer, at least, whose quality says something."""
+
 
 @dataclass(frozen=True)
 class Line:
@@ -48,7 +51,9 @@ class Line:
 
     @property
     def quality(self) -> Row | None:
-        """The row of the most telling quality metric."""
+        """The row of the most telling quality metric; None of answers too short to tell."""
+        if self.comparison.params.get("new_tokens", FEWEST) < FEWEST:
+            return None
         return self.arm.rows.get(quality_metric(self.comparison) or "")
 
     @property
@@ -75,7 +80,13 @@ class Line:
     @property
     def kept(self) -> bool:
         """True where the quality holds within `MARGIN`."""
-        return keeps_quality(self.comparison, self.arm)
+        return self.quality is not None and keeps_quality(self.comparison, self.arm)
+
+    @property
+    def task(self) -> str:
+        """``needle, 4,096 tokens``."""
+        length = self.comparison.params.get("length")
+        return self.comparison.task + (f", {length:,} tokens" if isinstance(length, int) else "")
 
     @property
     def state(self) -> str:

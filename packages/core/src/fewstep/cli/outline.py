@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-ROOTS = {"Method", "ABC", "object", "Generic", "Protocol", "CalibrationTask", "Task", "TrainingTask"}
+ROOTS = {"Method", "ABC", "object", "Generic", "Protocol"}
 """Bases without fields."""
 EMPTY = {"dict": "{}", "list": "[]", "tuple": "()"}
 
@@ -47,7 +47,7 @@ def outline(target: str) -> Outline:
     if node is None:
         raise Unread(f"{target} is no class of that module")
     found = Outline()
-    for base in node.bases:
+    for base in reversed(node.bases):  # as a dataclass collects them
         if isinstance(base, ast.Subscript):
             base = base.value
         if not isinstance(base, ast.Name):
@@ -57,6 +57,8 @@ def outline(target: str) -> Outline:
             found.fields |= below.fields
             found.constants |= below.constants
     found.doc = inspect.cleandoc(ast.get_docstring(node) or "")
+    if not any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
+        return found
     for statement, after in zip(node.body, [*node.body[1:], None], strict=True):
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
             _read(found, tree, statement, _text(after))
