@@ -50,7 +50,7 @@ def fewstep_tasks():
         ),
         Card(
             name="planted-facts",
-            summary="answer questions about facts planted in documents of many kinds, held out from tuning by default",
+            summary="find facts planted in documents that no setting was chosen on: many kinds, several wordings",
             target="fewstep_slim_infer.retrieval:Retrieval",
         ),
         Card(
