@@ -20,11 +20,14 @@ def decode():
     return decode
 
 
-@pytest.fixture(params=range(7))
+METHODS = ["vanilla", "dual", "prefix", "published", "sparse", "focus", "focus-refreshed"]
+
+
+@pytest.fixture(params=METHODS)
 def method(request, focus):
     """Every method of the package."""
     baselines = [Vanilla(), FastDLLM(), FastDLLM(cache="prefix"), FastDLLMPublished(), SparseDLLM()]
-    return [*baselines, focus(), focus(full_every=2, units=True)][request.param]
+    return [*baselines, focus(), focus(full_every=2, units=True)][METHODS.index(request.param)]
 
 
 def test_exact_decoders_give_the_tokens_of_the_twin(model, prompt, decode, focus, reference):
@@ -43,9 +46,8 @@ def test_the_dual_cache_gives_the_tokens_of_its_twin(model, prompt, decode, refe
         assert torch.equal(decode(model, dual, prompt()).response[0], wanted)
 
 
+@pytest.mark.parametrize("method", METHODS[1:], indirect=True)  # the twin of vanilla is above
 def test_each_step_combines_a_pass_with_and_one_without_what_was_given(model, prompt, decode, method, watched):
-    if isinstance(method, Vanilla):
-        pytest.skip("its twin is above")
     with watched() as passes:
         output = decode(model, method, prompt())
     for known, blind in zip(passes[::2], passes[1::2], strict=True):
@@ -67,9 +69,8 @@ def test_each_step_combines_a_pass_with_and_one_without_what_was_given(model, pr
         assert after[0, best] == guided[best].indices
 
 
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "sparse"], indirect=True)  # a share of all
 def test_padded_batches_equal_single_runs(model, prompt, decode, method):
-    if isinstance(method, SparseDLLM):
-        pytest.skip("keeps a share of the padded length")
     batch, there = torch.zeros(2, 51, dtype=torch.long), torch.arange(51)
     batch[0, 14:], batch[1] = prompt(37, seed=1)[0], prompt(51, seed=2)[0]
     both = decode(model, method, batch, (there >= torch.tensor([[14], [0]])).long(), threshold=0.12)

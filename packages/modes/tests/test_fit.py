@@ -270,7 +270,7 @@ def without_seconds(method):
 def test_special_ids_are_those_of_tokenizer_and_configuration_unless_given(folder):
     path, loaded = folder
     loaded.processor.eos_token = "w16"
-    options = FitReduceK(data=path / "some.jsonl", samples=2, targets=(0.3,))
+    options = FitReduceK(data=path / "some.jsonl", samples=2, targets=(0.1,))
     assert options(loaded, path / "one").special == (*special_ids(loaded.model), 3, 16)
     assert replace(options, special=(5,))(loaded, path / "two").special == (5,)
     with pytest.raises(FewstepError, match="was made with other settings"):

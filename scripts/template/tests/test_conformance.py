@@ -14,7 +14,11 @@ class TestNewName(MethodSuite):
     @pytest.fixture
     def case(self) -> Case:
         ids = causal_lm.tiny_prompt(12)
-        return Case(method=NewName(step=0.5), model=causal_lm.tiny(), call=lambda model: model(ids).logits)
+
+        def logits(model):
+            return model(ids).logits
+
+        return Case(method=NewName(step=0.5), model=causal_lm.tiny(), call=logits, trained=logits)
 
 
 def test_weights_lie_on_the_grid_of_their_row():

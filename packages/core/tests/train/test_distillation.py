@@ -263,13 +263,13 @@ def test_dry_run_prints_the_plan_and_touches_nothing(forks, tmp_path):
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (("--height", "40"), ("5 frames of 40x32", "height of 16")),
+        (("--height", "40"), ("5 frames of 40x32", "height a multiple of 16")),
         (("--raw-steps", "750", "500"), ("fall from 1000",)),
         (("--critic-updates", "0"), ("at least one critic update",)),
         (("--batch", "0"), ("batch must be at least 1",)),
         (("--prompts", "nowhere.txt"), ("nowhere.txt", "cannot be read")),
         (("--teacher", "me/mine", "--device", "cpu"), ("me/mine", "offline")),
-        (("--threads", "0"), ("--threads must be at least 1",)),
+        (("--threads", "0"), ("threads must be at least 1",)),
         (("--tracker", "wandb"), ("pip install wandb",)),
         (("--student.lr", "0"), ("lr > 0",)),
         (("--precision", "int3"), ("'int3'", "bfloat16")),

@@ -12,7 +12,7 @@ from fewstep.data.weights import shards
 from fewstep.errors import BadFileError
 from fewstep.families.wan_names import are_native, from_kohya, to_diffusers, to_native
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .student_weights import LoraFactors, StudentWeights
@@ -50,8 +50,8 @@ def read(path: Path) -> StudentWeights:
     try:
         for shard in shards(path):
             with safe_open(shard, framework="pt") as file:
-                tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 it is no mapping
                 metadata |= file.metadata() or {}
+            tensors |= load_file(shard)
     except (SafetensorError, OSError) as error:
         raise BadFileError(f"{path} cannot be read as safetensors: {error}") from error
     if bad := next((name for name, value in tensors.items() if not _finite(value)), None):

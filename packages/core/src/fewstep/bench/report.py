@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 T = TypeVar("T")
+APART = frozenset({"plan", "soak"})
+"""Tasks whose rows compare no arms: predictions, which `fewstep plan --check` shows, and counts of faults."""
 
 
 def write_report(source: Path, html: Path | None, *, figures: Path | None) -> str:
@@ -27,7 +29,7 @@ def write_report(source: Path, html: Path | None, *, figures: Path | None) -> st
         BadFileError: a samples file is damaged.
         OSError: an output cannot be written.
     """
-    rows = tables.load(source)
+    rows = [row for row in tables.load(source) if row.task not in APART]
     if figures is not None:
         for names, figure in draw_figures(compare(rows)):
             save(figure, figures, *names)

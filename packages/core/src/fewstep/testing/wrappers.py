@@ -98,7 +98,7 @@ class WrappersSuite:
     @pytest.mark.parametrize("reentrant", [False, True])
     def test_gradients_with_checkpointing_are_those_without(self, case: Case, reentrant: bool):
         if case.trained is None:
-            return
+            pytest.skip("nothing to train")
         model, call = case.model.train(), case.trained
         model.enable_input_require_grads()
 

@@ -26,13 +26,22 @@ def pack(gate_up: Float[Tensor, "e f2 h"], down: Float[Tensor, "e h f"], rows: i
         rows: tokens for which the layout is chosen; others work too.
 
     Raises:
-        ValueError: this build of torch has no oneDNN, or the weights are not on a CPU.
+        ValueError: this build of torch has no oneDNN, the weights are not on a CPU, or this CPU has no such layout for
+            their dtype.
     """
     if gate_up.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         raise ValueError(f"packing needs oneDNN and weights on a CPU, found {gate_up.device}")
+    if not packs(gate_up.dtype):
+        raise ValueError(f"this CPU cannot pack weights in {str(gate_up.dtype)[6:]}: float32 can be packed anywhere")
     with torch.no_grad():
         parts: list[Any] = [[_reorder(matrix.detach(), rows) for matrix in matrices] for matrices in (gate_up, down)]
     return Packed(*parts)
+
+
+def packs(dtype: torch.dtype) -> bool:
+    """Whether oneDNN packs weights of a dtype on this CPU: bfloat16 and float16 need AVX-512 or newer."""
+    supported = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+    return dtype not in supported or bool(getattr(torch.ops.mkldnn, supported[dtype])())
 
 
 def expert_mlp(
