@@ -25,7 +25,7 @@ Angles = tuple[Float[Tensor, "1 n 1 d"], Float[Tensor, "1 n 1 d"]]
 
 @dataclass
 class ChunkCall:
-    """What one call of the network asks of its attention layers."""
+    """Positions, cache and mask of one call of the network, for its attention layers."""
 
     frames: Int[Tensor, " f"]
     """Position of each frame of the input."""

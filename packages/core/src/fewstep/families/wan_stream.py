@@ -20,14 +20,14 @@ from .chunk_cache import CachePolicy, ChunkCache
 
 @dataclass(frozen=True, kw_only=True)
 class StreamOptions:
-    """How a causal model makes its chunks."""
+    """Settings of a stream: noise levels, chunk, cache."""
 
     grid: StepGrid = StepGrid()
     """Noise levels of each chunk."""
     chunk: int = 3
     """Latent frames of a chunk."""
     policy: CachePolicy = CachePolicy()
-    """What a chunk attends to."""
+    """Frames that a chunk attends to, and how their keys are kept."""
     eta: float = 1.0
     """Between the levels: 1 fresh noise, 0 Euler; see `fewstep.flow.transition`."""
     tokens: int = 512
