@@ -1,4 +1,4 @@
-"""Files of student weights: full weights or a LoRA, in the names of diffusers, PEFT, LightX2V and ComfyUI."""
+"""Files of a Wan student's weights: full weights or a LoRA, in the names of diffusers, PEFT, LightX2V and ComfyUI."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from fewstep.data.weights import shards
-from fewstep.errors import BadFileError
-from fewstep.families.wan_names import are_native, from_kohya, to_diffusers, to_native
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .student_weights import LoraFactors, StudentWeights
+from ..data.weights import shards
+from ..errors import BadFileError
+from ..families.wan_names import are_native, from_kohya, to_diffusers, to_native
+from .weights import LoraFactors, StudentWeights
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "base_model.model.", "transformer.")
 """Prefixes that other programs put before a name."""
