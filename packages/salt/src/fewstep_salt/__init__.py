@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from .consistency import semigroup_loss as semigroup_loss
     from .defect import Defect as Defect
     from .defect import defect_of as defect_of
+    from .method import Salt as Salt
+    from .sc_dmd import SCDMD as SCDMD
     from .steps import L2 as L2
     from .steps import L4 as L4
     from .steps import L8 as L8
@@ -22,6 +24,8 @@ _WHERE = {
     "L2": "steps",
     "L4": "steps",
     "L8": "steps",
+    "SCDMD": "sc_dmd",
+    "Salt": "method",
     "StepMix": "steps",
     "Triple": "steps",
     "TripleSampler": "steps",

@@ -13,7 +13,7 @@ from ..families import wan
 from ..loaders import load
 from . import lightx2v
 from .wan import WanStudent
-from .wan_files import native_tensors, peft_tensors, read, write
+from .wan_files import native_tensors, peft_tensors, write
 from .weights import StudentWeights, extract_lora
 
 README = """# Few-step student
@@ -127,9 +127,9 @@ def as_lora(method: WanStudent, rank: int, base: str) -> tuple[StudentWeights, l
 
 
 def _student(method: WanStudent) -> StudentWeights:
-    if method.weights is None:
+    if (student := method.student()) is None:
         raise FewstepError("this method has no weights of its own: there is nothing to export")
-    return read(Path(method.weights))
+    return student
 
 
 def _full_or_lora(method: WanStudent, rank: int, base: str) -> tuple[StudentWeights, list[str]]:

@@ -6,15 +6,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from torch import Tensor, nn
+
 from .. import hub
 from ..applied import Applied
 from ..cards import Card
 from ..families import wan
-from ..flow import StepGrid
+from ..flow import TRAIN_STEPS, StepGrid, even_steps
 from ..method import Method
 from . import lightx2v
+from .checkpoints import SUFFIXES
 from .few_steps import replace_weights, run_few_steps
-from .wan_files import read
+from .wan_files import read, write
+from .weights import StudentWeights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +51,10 @@ class WanStudent(Method):
 
     weights: Path | None = hub.weights()
     """Safetensors file of the student, index of several, or folder: all weights or a LoRA, in the names of diffusers,
-    PEFT, LightX2V, ComfyUI or kohya's trainers.
+    PEFT, LightX2V, ComfyUI or kohya's trainers; or a checkpoint of training (``.pt``).
     Default: the pipeline's own weights, where they are a student's already."""
     steps: tuple[int, ...] = (1000, 750, 500, 250)
-    """Raw steps before the shift, evenly spaced from 1000."""
+    """Raw steps before the shift, evenly spaced from 1000; one number below 1000 is a count: 2 means 1000 and 500."""
     shift: float = 5.0
     """Shift of the steps: timesteps 1000, 937.5, 833.3, 625 with the default steps."""
     strength: float = 1.0
@@ -59,12 +63,31 @@ class WanStudent(Method):
     """Frames, height and width of the videos that the student was trained on, which `fewstep run` makes by default."""
 
     def __post_init__(self) -> None:
+        if len(self.steps) == 1 and 0 < self.steps[0] < TRAIN_STEPS:
+            object.__setattr__(self, "steps", even_steps(self.steps[0]))
         _ = self.grid  # an impossible grid fails here
 
     @property
     def grid(self) -> StepGrid:
         """The steps as noise levels."""
         return StepGrid(raw=self.steps, shift=self.shift)
+
+    def student(self) -> StudentWeights | None:
+        """Its weights, read from their file; None for those of the pipeline.
+
+        Raises:
+            BadFileError: they cannot be read.
+        """
+        return None if self.weights is None else read(Path(self.weights))
+
+    def values(self, transformer: nn.Module) -> dict[str, Tensor]:
+        """New value of each parameter of `transformer` that the student changes.
+
+        Raises:
+            BadFileError: the weights cannot be read or do not fit this transformer; the first misfit is named.
+        """
+        student = self.student()
+        return {} if student is None else student.values(transformer, self.strength, self.weights)
 
     def apply(self, model: Any) -> Applied:
         """Change a loaded ``WanPipeline`` in place; see `Method.apply`.
@@ -74,14 +97,21 @@ class WanStudent(Method):
             BadFileError: the weights cannot be read or do not fit this transformer; the first misfit is named.
             ValueError: no stock scheduler holds the steps.
         """
-        transformer, values = wan.check(model), {}
-        if self.weights is not None:
-            values = read(Path(self.weights)).values(transformer, self.strength, self.weights)
+        transformer = wan.check(model)
+        values = self.values(transformer)
         with Applied() as undo:
             undo.occupy(model, self)
             run_few_steps(undo, model, self.grid)
             replace_weights(undo, transformer, values)
             return undo.pop_all()
+
+    def save_pretrained(self, folder: hub.PathLike) -> None:
+        """Write ``fewstep.json``, the weights and a model card; weights of a checkpoint become safetensors."""
+        files = {}
+        if self.weights is not None and Path(self.weights).suffix in SUFFIXES and (student := self.student()):
+            write(student.full, Path(folder) / "weights.safetensors")
+            files = {"weights": "weights.safetensors"}
+        hub.save(self, folder, files=files)
 
     @classmethod
     def from_lightx2v(cls, path: Path) -> Self:
