@@ -119,8 +119,14 @@ def transition(
     if eta == 0:
         return euler(noisy, velocity, sigma, following)
     mean, sd = cps(noisy, velocity, sigma, following, eta)
-    fresh = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=torch.float32)
-    return mean + sd * fresh
+    device = mean.device if generator is None else generator.device  # one of the CPU gives the same noise everywhere
+    fresh = torch.randn(mean.shape, generator=generator, device=device, dtype=torch.float32)
+    return mean + sd * fresh.to(mean.device)
+
+
+def even_steps(count: int) -> tuple[int, ...]:
+    """Raw steps from 1000, evenly spaced: 4 gives 1000, 750, 500 and 250."""
+    return tuple(TRAIN_STEPS - number * (TRAIN_STEPS // count) for number in range(count))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -48,6 +48,10 @@ class Int8:
         """Numbers times scales, in `dtype`."""
         numbers, scale = stored
         return (numbers * scale).to(dtype)
+
+
+CODECS: Mapping[str, Codec] = {"plain": Plain(), "int8": Int8()}
+"""Codecs by name."""
 
 
 @dataclass(frozen=True, kw_only=True)

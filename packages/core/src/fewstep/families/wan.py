@@ -69,6 +69,22 @@ def encode_prompts(pipe: Any, prompts: Sequence[str], tokens: int) -> Float[Tens
     return embeddings
 
 
+def check_prompts(pipe: Any, prompts: Sequence[str], tokens: int) -> None:
+    """Refuse prompts that the tokenizer would cut off without a word.
+
+    Raises:
+        ValueError: a prompt has more tokens than the model reads.
+    """
+    for prompt in prompts:
+        if (count := len(pipe.tokenizer(prompt)["input_ids"])) > tokens:
+            raise ValueError(f"the prompt has {count} tokens and the model reads {tokens}: shorten {prompt[:40]!r}")
+
+
+def prompt_tokens(pipe: Any) -> int:
+    """Rows of a prompt embedding: what the tokenizer was saved with, and at most the 512 that Wan was trained with."""
+    return min(512, pipe.tokenizer.model_max_length)
+
+
 @torch.no_grad()
 def decode(pipe: Any, latents: Latent) -> Float[Tensor, "b f 3 h w"]:
     """Videos with values in [0, 1] from the latents of a ``WanPipeline``; its VAE goes where the latents are.

@@ -51,6 +51,18 @@ def make_causal(network: Any, undo: Applied) -> None:
     undo.set(network.rope, "forward", CausalRope(network.rope))
 
 
+def check_causal(network: Any) -> None:
+    """Refuse a transformer that would answer without looking at its cache.
+
+    Raises:
+        UnsupportedModelError: it was not made causal, or the change was undone.
+    """
+    if not isinstance(network.rope.forward, CausalRope):
+        raise UnsupportedModelError(
+            f"this {type(network).__name__} is not causal now: use it while a causal method is applied"
+        )
+
+
 def velocity(
     network: Any, noisy: Latent, sigma: Float[Tensor, " b"], cond: Float[Tensor, "b t d"], cache: ChunkCache
 ) -> Latent:
@@ -155,5 +167,6 @@ def _start(cache: ChunkCache, chunk: int) -> int:
 
 
 def _forward(network: Any, video: Latent, timestep: Tensor, cond: Tensor, call: ChunkCall) -> Latent:
+    check_causal(network)
     with calling(call):
         return network(hidden_states=video, timestep=timestep, encoder_hidden_states=cond, return_dict=False)[0]
