@@ -93,11 +93,6 @@ class Segment:
     layers: tuple[tuple[tuple[Tensor, ...], tuple[Tensor, ...]], ...]
     """Stored keys and values, by layer."""
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return sum(part.nbytes for layer in self.layers for stored in layer for part in stored)
-
     def copy(self, first: int, last: int) -> Segment:
         """Frames ``first..last-1`` in memory of their own, so that the rest can be freed."""
 
@@ -129,7 +124,12 @@ class ChunkCache:
     @property
     def nbytes(self) -> int:
         """Bytes held, also where other caches hold them too."""
-        return sum(segment.nbytes for segment in self.segments)
+        return sum(tensor.nbytes for tensor in self.tensors())
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All tensors that are held."""
+        for segment in self.segments:
+            yield from (part for layer in segment.layers for stored in layer for part in stored)
 
     def visible(self, chunk: int) -> int:
         """Number of past frames that a chunk of `chunk` frames attends to."""
