@@ -118,8 +118,15 @@ def transition(
     """
     if eta == 0:
         return euler(noisy, velocity, sigma, following)
+    fresh = torch.randn(noisy.shape, generator=generator, device=noisy.device, dtype=torch.float32)
+    return transition_with(noisy, velocity, sigma, following, eta, fresh)
+
+
+def transition_with(
+    noisy: Latent, velocity: Latent, sigma: float, following: float, eta: float, fresh: Latent
+) -> Latent:
+    """`transition` with given noise."""
     mean, sd = cps(noisy, velocity, sigma, following, eta)
-    fresh = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=torch.float32)
     return mean + sd * fresh
 
 
