@@ -43,7 +43,12 @@ def _causal_class(cls: type, options: StreamOptions) -> type:
         return _answer(self, options, {**bound.arguments, "max_sequence_length": tokens})
 
     same = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
-    return type(cls.__name__, (cls,), {**same, "__call__": __call__})
+    return type(cls.__name__, (cls,), {**same, "__call__": __call__, "_chunks": options})
+
+
+def options_of(pipe: Any) -> StreamOptions | None:
+    """Levels, chunk and cache of a pipeline that `run_causal` changed; None of another."""
+    return getattr(type(pipe), "_chunks", None)
 
 
 def _answer(pipe: Any, options: StreamOptions, asked: Mapping[str, Any]) -> Any:

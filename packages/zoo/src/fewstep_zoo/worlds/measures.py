@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .data import encode
 from .clips import PIXELS_PER_FRAME, WAYS
+from .data import encode
 from .model import CHUNK
 from .words import Scene
 

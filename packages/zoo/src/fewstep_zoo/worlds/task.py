@@ -1,4 +1,4 @@
-"""Tasks of panning worlds: ``worlds`` makes clips from prompts, ``worlds-continuation`` goes on with true beginnings."""
+"""Tasks of panning worlds: ``worlds`` makes clips, ``worlds-continuation`` goes on with true beginnings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fewstep.data.images import sample_grid
 from fewstep.errors import UnsupportedModelError
 from fewstep.families import wan
 from fewstep.families.wan_stream import StreamOptions
-from fewstep.flow import StepGrid
+from fewstep.flow import StepGrid, even_steps
 from fewstep.students.causal import options_of
 from torch import Tensor
 
@@ -163,8 +163,9 @@ class WorldsContinuation:
         return replace(self, clips=2, batch=2, steps=2)
 
     def _many_steps(self) -> StreamOptions:
-        raw = tuple(1000 - number * 1000 // self.steps for number in range(self.steps))
-        return StreamOptions(grid=StepGrid(raw, model.SHIFT), chunk=model.CHUNK, eta=0.0, tokens=model.TOKENS)
+        return StreamOptions(
+            grid=StepGrid(even_steps(self.steps), model.SHIFT), chunk=model.CHUNK, eta=0.0, tokens=model.TOKENS
+        )
 
     def _scores(self, made: measures.Frames, real: measures.Frames, decoded: measures.Frames) -> dict[str, float]:
         """PSNR of all continued chunks, of the last, and of the decoded truth, which no model of latents exceeds."""
