@@ -71,14 +71,14 @@ def fewstep_loaders():
         ),
         Card(
             name="worlds-wan",
-            summary="a Wan video model of panning worlds, 1.6 M parameters, trained from scratch: prompts in, clips out",
+            summary="a Wan video model of panning worlds, 1.6 M parameters, trained from scratch",
             target="fewstep_zoo.worlds.load:teacher",
             models=("WanPipeline",),
             config="fewstep_zoo.worlds.load:TEACHER",
         ),
         Card(
             name="worlds-causal-wan",
-            summary="worlds-wan trained on to make a video chunk by chunk, each given the clean ones before it",
+            summary="a causal Wan of panning worlds: a video chunk by chunk, each given the clean ones before it",
             target="fewstep_zoo.worlds.load:causal",
             models=("WanPipeline",),
             config="fewstep_zoo.worlds.load:CAUSAL",
@@ -152,13 +152,13 @@ def fewstep_recipes():
         ),
         Card(
             name="worlds-wan-teacher",
-            summary="train worlds-wan from scratch by flow matching on whole clips",
+            summary="train worlds-wan by flow matching on whole clips, from worlds-causal-wan",
             target="fewstep_zoo.worlds.recipes:Teacher",
             paper="2210.02747",
         ),
         Card(
             name="worlds-causal-wan",
-            summary="train worlds-wan on as a causal model by teacher forcing, with turns in mid-clip",
+            summary="train worlds-causal-wan from scratch by teacher forcing, with turns in mid-clip",
             target="fewstep_zoo.worlds.recipes:Causal",
             paper="2412.07772",
         ),

@@ -83,7 +83,7 @@ def make(
 
 
 def _path(way: Tensor, other: Tensor, speed: Tensor, turn: Tensor, frames: int) -> Tensor:
-    """Top left corner of the window in each frame ``[b, f, 2]``, in whole pixels; the first frame shows all there is."""
+    """Top left corner of the window in each frame ``[b, f, 2]``, in pixels; the first frame shows all there is."""
     step, ways = torch.tensor(PIXELS_PER_FRAME)[speed][:, None, None], torch.tensor(WAYS)
     time = torch.arange(frames)[None, :, None]
     before, after = time.minimum(turn[:, None, None]), (time - turn[:, None, None]).clamp(min=0)

@@ -32,13 +32,15 @@ LATENT = (16, 21, clips.SIDE // 8, clips.SIDE // 8)
 class WorldsRecipe(Recipe):
     """Fields that the models of panning worlds share."""
 
-    steps: int = 2400
-    batch: int = 16
+    steps: int = 1200
+    batch: int = 8
     clip: float = 1.0
-    ema: float = 0.995
+    ema: float = 0.99
     save_every: int = free(100)
     student: Muon = Muon(lr=4e-3, betas=(0.9, 0.99), warmup=50, schedule="cosine")
     """Optimiser."""
+    start: str = ""
+    """Pipeline whose weights the training begins with: a name from `fewstep list`, or a folder; empty: random ones."""
     clips: int = 1600
     """Clips of the training split; they are encoded once and kept in the cache."""
     vae: str = "worlds-vae"
@@ -52,6 +54,16 @@ class WorldsRecipe(Recipe):
     show: int = free(6)
     """Clips on a sample grid."""
 
+    def skeleton(self) -> Job:
+        with torch.device("meta"):
+            network = model.transformer(self.seed)
+        sizes = MetaData(LATENT, cond=(model.TOKENS, model.TEXT_WIDTH), uncond=True, x0=True)
+        return Job(objective=self.objective(network), data=sizes)
+
+    def objective(self, network: Any) -> Objective:
+        """The loss; may change the network."""
+        raise NotImplementedError
+
     def optimisers(self) -> Mapping[str, AdamW]:
         return {"student": self.student}
 
@@ -64,68 +76,25 @@ class WorldsRecipe(Recipe):
             part.register_to_config(_name_or_path="")  # the folder of the VAE on this machine
         job.pipe.save_pretrained(folder)
 
-    def _encoded(self, vae: Any) -> data.Encoded:
-        return data.encoded(vae, self.clips, "train", self.seed)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Teacher(WorldsRecipe):
-    """Flow matching on whole clips, with prompts that leave things open or are dropped."""
-
-    def build(self, world: World) -> Job:
+    def job(self, world: World, worlds: type[data.Worlds]) -> Job:
+        """The parts of a run on `worlds`."""
         vae = load(self.vae).model
-        pipe = model.pipeline(model.transformer(self.seed).train().to(world.device), vae)
-        worlds = data.Worlds(clips=self._encoded(vae), embed=data.Embeddings(pipe), open=self.open)
-        return Job(objective=self._objective(pipe.transformer), data=worlds, pipe=pipe)
-
-    def skeleton(self) -> Job:
-        with torch.device("meta"):
-            network = model.transformer(self.seed)
-        sizes = MetaData(LATENT, cond=(model.TOKENS, model.TEXT_WIDTH), uncond=True, x0=True)
-        return Job(objective=self._objective(network), data=sizes)
-
-    def _objective(self, network: Any) -> Objective:
-        return FlowMatching(roles=Roles(student=Role(network)), shift=self.shift, drop=self.drop)
-
-    @torch.no_grad()
-    def sample_grid(self, job: Job) -> Any:
-        generator = torch.Generator().manual_seed(self.seed)
-        prompts = [scene.prompt() for scene in clips.draw_scenes(self.show, generator)]
-        made = job.pipe(
-            prompts,
-            latents=torch.randn(self.show, *LATENT, generator=generator),
-            num_inference_steps=model.STEPS,
-            guidance_scale=model.GUIDANCE,
-            max_sequence_length=model.TOKENS,
-            output_type="latent",
-        ).frames
-        return sample_grid(wan.decode(job.pipe, made))
+        network = load(self.start).model.transformer if self.start else model.transformer(self.seed)
+        pipe = model.pipeline(network.train().requires_grad_(True).to(world.device), vae)
+        encoded = data.encoded(vae, self.clips, "train", self.seed)
+        source = worlds(clips=encoded, embed=data.Embeddings(pipe), open=self.open)
+        return Job(objective=self.objective(network), data=source, pipe=pipe)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Causal(WorldsRecipe):
-    """Teacher forcing from the weights of the teacher: each chunk is denoised given the clean ones before it."""
-
-    batch: int = 8
-    steps: int = 1600
-    teacher: str = "worlds-wan"
-    """Pipeline to begin with: a name from `fewstep list`, or a folder."""
+    """Teacher forcing: each chunk is denoised given the clean ones before it."""
 
     def build(self, world: World) -> Job:
-        pipe = load(self.teacher).model
-        network = pipe.transformer.train().requires_grad_(True).to(world.device)
-        worlds = data.TurningWorlds(clips=self._encoded(pipe.vae), embed=data.Embeddings(pipe), open=self.open)
-        wan_causal.make_causal(network, Applied())
-        return Job(objective=self._objective(network), data=worlds, pipe=pipe)
+        return self.job(world, data.TurningWorlds)
 
-    def skeleton(self) -> Job:
-        with torch.device("meta"):
-            network = model.transformer(self.seed)
+    def objective(self, network: Any) -> Objective:
         wan_causal.make_causal(network, Applied())
-        sizes = MetaData(LATENT, cond=(model.TOKENS, model.TEXT_WIDTH), uncond=True, x0=True)
-        return Job(objective=self._objective(network), data=sizes)
-
-    def _objective(self, network: Any) -> Objective:
         return TeacherForcing(
             roles=Roles(student=Role(network)),
             predict=wan_causal.teacher_forced,
@@ -139,7 +108,37 @@ class Causal(WorldsRecipe):
         generator = torch.Generator().manual_seed(self.seed)
         worlds: Any = job.data
         given = worlds.clips.latents[: self.show, :, : model.CHUNK]
-        prompts = [scene.prompt() for scene in worlds.clips.scenes[: self.show]]
+        cond = worlds.embed([scene.prompt() for scene in worlds.clips.scenes[: self.show]])
         options = StreamOptions(grid=StepGrid(even_steps(8), self.shift), chunk=model.CHUNK, eta=0.0)
-        made = continued(job.pipe.transformer, given, worlds.embed(prompts), LATENT[1], options, generator)
-        return sample_grid(wan.decode(job.pipe, made))
+        made = continued(job.pipe.transformer, given, cond, LATENT[1], options, generator)
+        return sample_grid(wan.decode(job.pipe, made)[:, ::8])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher(WorldsRecipe):
+    """Flow matching on whole clips, with prompts that leave things open or are dropped."""
+
+    start: str = "worlds-causal-wan"
+    """Pipeline whose weights the training begins with: a name from `fewstep list`, or a folder; empty: random ones."""
+
+    def build(self, world: World) -> Job:
+        return self.job(world, data.Worlds)
+
+    def objective(self, network: Any) -> Objective:
+        return FlowMatching(roles=Roles(student=Role(network)), shift=self.shift, drop=self.drop)
+
+    @torch.no_grad()
+    def sample_grid(self, job: Job) -> Any:
+        generator = torch.Generator().manual_seed(self.seed)
+        made = job.pipe(
+            [scene.prompt() for scene in clips.draw_scenes(self.show, generator)],
+            latents=torch.randn(self.show, *LATENT, generator=generator),
+            num_frames=clips.FRAMES,
+            height=clips.SIDE,
+            width=clips.SIDE,
+            num_inference_steps=model.STEPS,
+            guidance_scale=model.GUIDANCE,
+            max_sequence_length=model.TOKENS,
+            output_type="latent",
+        ).frames
+        return sample_grid(wan.decode(job.pipe, made)[:, ::8])

@@ -19,7 +19,8 @@ from fewstep.flow import StepGrid, even_steps
 from fewstep.students.causal import options_of
 from torch import Tensor
 
-from . import clips, data, measures, model
+from . import data, measures, model
+from .clips import FRAMES, SIDE, Split, draw_scenes, make
 from .continuation import continued
 
 REAL = 64
@@ -38,13 +39,13 @@ class Worlds:
     """Number of clips, with prompts drawn like those of training."""
     batch: int = 8
     """Clips that are made at once; 1 is what a single user waits for."""
-    frames: int = clips.FRAMES
+    frames: int = FRAMES
     """Frames of a clip."""
     steps: int = model.STEPS
     """Steps of the unchanged model; a few-step student makes its own number."""
     guidance: float = model.GUIDANCE
     """Guidance scale of the unchanged model; a student makes none."""
-    split: clips.Split = "held-out"
+    split: Split = "held-out"
     """``tuning``: worlds to choose settings on; ``held-out``: worlds to measure on."""
     show: int = 4
     """Clips on the sample grid of the report."""
@@ -60,8 +61,8 @@ class Worlds:
             UnsupportedModelError: the model is no Wan pipeline of panning worlds.
         """
         pipe = checked(loaded.model)
-        scenes = clips.draw_scenes(self.clips, generator)
-        shape = wan.architecture(pipe).latent(self.frames, clips.SIDE, clips.SIDE)
+        scenes = draw_scenes(self.clips, generator)
+        shape = wan.architecture(pipe).latent(self.frames, SIDE, SIDE)
         start = torch.randn(self.clips, *shape, generator=generator)
         began = time.perf_counter()
         made = torch.cat([self._make(pipe, scenes, start, at) for at in range(0, self.clips, self.batch)])
@@ -91,8 +92,8 @@ class Worlds:
         out = pipe(
             [scene.prompt() for scene in scenes[some]],
             num_frames=self.frames,
-            height=clips.SIDE,
-            width=clips.SIDE,
+            height=SIDE,
+            width=SIDE,
             latents=start[some],
             num_inference_steps=self.steps,
             guidance_scale=self.guidance,
@@ -119,7 +120,7 @@ class WorldsContinuation:
     """Clips that are made at once."""
     steps: int = 20
     """Steps of the unchanged model; a few-step student makes its own number."""
-    split: clips.Split = "held-out"
+    split: Split = "held-out"
     """``tuning``: worlds to choose settings on; ``held-out``: worlds to measure on."""
     show: int = 4
     """Clips on the sample grid of the report."""
@@ -136,8 +137,8 @@ class WorldsContinuation:
         """
         pipe = checked(loaded.model)
         options = options_of(pipe) or self._many_steps()
-        scenes = clips.draw_scenes(self.clips, generator)
-        truth = clips.make(scenes, self.split, generator).pixels
+        scenes = draw_scenes(self.clips, generator)
+        truth = make(scenes, self.split, generator).pixels
         given = torch.cat([data.encode(pipe.vae, part) for part in truth.split(4)])
         cond = data.Embeddings(pipe)([scene.prompt() for scene in scenes])
         began = time.perf_counter()
@@ -179,9 +180,9 @@ class WorldsContinuation:
 
 
 @functools.cache
-def _real(split: clips.Split, frames: int) -> measures.Frames:
+def _real(split: Split, frames: int) -> measures.Frames:
     generator = torch.Generator().manual_seed(1)
-    made = clips.make(clips.draw_scenes(REAL, generator), split, generator, frames=frames)
+    made = make(draw_scenes(REAL, generator), split, generator, frames=frames)
     return made.pixels.transpose(1, 2) / 2 + 0.5
 
 
