@@ -13,6 +13,7 @@ def fewstep_methods():
             target="fewstep_salt.method:Salt",
             paper=paper,
             models=models,
+            plan="fewstep_salt.plan:plan",
         ),
         Card(
             name="sc-dmd",
@@ -20,6 +21,7 @@ def fewstep_methods():
             target="fewstep_salt.sc_dmd:SCDMD",
             paper=paper,
             models=models,
+            plan="fewstep_salt.plan:plan",
             run="fewstep.students.inputs:VideoInputs",
         ),
     ]
