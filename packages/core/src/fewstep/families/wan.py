@@ -82,7 +82,7 @@ def check_prompts(pipe: Any, prompts: Sequence[str], tokens: int) -> None:
 
 def prompt_tokens(pipe: Any) -> int:
     """Rows of a prompt embedding: what the tokenizer was saved with, and at most the 512 that Wan was trained with."""
-    return min(512, pipe.tokenizer.model_max_length)
+    return 512 if pipe.tokenizer is None else min(512, pipe.tokenizer.model_max_length)
 
 
 @torch.no_grad()

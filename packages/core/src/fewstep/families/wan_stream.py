@@ -72,7 +72,7 @@ def denoised(
     Raises:
         FewstepError: numbers are not finite.
     """
-    precision, sigmas = next(network.parameters()).dtype, options.grid.sigmas.tolist()
+    precision, sigmas = network.dtype, options.grid.sigmas.tolist()
     for sigma, following in zip(sigmas, [*sigmas[1:], 0.0], strict=True):
         level = torch.full((len(noise),), sigma, device=noise.device)
         velocity = wan_causal.velocity(network, noise.to(precision), level, cond, cache)
