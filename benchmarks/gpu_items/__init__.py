@@ -51,7 +51,7 @@ ITEMS = (
     _item("wan-steps", "video:few_steps", 60, 12,
           "four steps without guidance against fifty with it, Wan 2.1 1.3B at 480p", *_VIDEO, _SGMD),
     _item("causal", "causal:causal", 60, 20,
-          "causal video: chunks of Wan 2.1 1.3B at 480p, full and windowed cache, against the whole clip", *_VIDEO, _SALT),
+          "chunks of causal Wan 2.1 1.3B at 480p, full and windowed cache, against fifty steps", *_VIDEO, _SALT),
     _item("sgmd", "training:sgmd", 75, 30,
           "a training step of SGMD against DMD2 5:1, Wan 1.3B with LoRA", *_VIDEO, _SGMD),
     _item("gathered", "attention:gathered", 30, 4, "gathered attention at 32K, a decoding step of LLaDA-8B's heads"),

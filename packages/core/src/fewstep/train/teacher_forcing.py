@@ -47,7 +47,7 @@ class TeacherForcing:
             raise ValueError("teacher forcing needs data with clean latents; this data has prompts only")
         size, frames, generator = len(batch), batch.x0.shape[2], batch.generator
         uniform = torch.rand(size, frames // self.chunk, generator=generator, device=generator.device)
-        sigma = flow.shift(uniform, self.shift).repeat_interleave(self.chunk, 1)
+        sigma = flow.shift(uniform, self.shift).repeat_interleave(self.chunk, 1).to(batch.x0.device)
         cond, weight = self._prompted(batch, frames)
         eps = batch.normal()
         noisy = flow.noise(batch.x0, eps, sigma[:, None, :, None, None])

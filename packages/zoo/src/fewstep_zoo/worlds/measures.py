@@ -25,7 +25,8 @@ PER_CHUNK = 4 * CHUNK
 def chunks(clip: Frames) -> list[Frames]:
     """Cut clips where chunks begin: the first latent frame is one frame, each other four."""
     first = PER_CHUNK - 3
-    return [clip[:, :first], *clip[:, first:].split(PER_CHUNK, 1)]
+    rest = clip[:, first:]
+    return [clip[:, :first], *(rest.split(PER_CHUNK, 1) if rest.shape[1] else ())]
 
 
 def psnr_by_chunk(made: Frames, truth: Frames) -> Float[Tensor, "b n"]:
@@ -82,7 +83,7 @@ def steadiness(made: Frames) -> dict[str, float]:
     detail = [_detail(part) for part in (parts[0], parts[-1])]
     return {
         "motion": change.mean().item(),
-        "border_change": (change[border].mean() / change[~border].mean()).item(),
+        **({"border_change": (change[border].mean() / change[~border].mean()).item()} if border.any() else {}),
         "contrast_drift": (contrast[1] / contrast[0] - 1).item(),
         "detail_drift": (detail[1] / detail[0] - 1).item(),
     }
