@@ -8,7 +8,7 @@ import pytest
 import torch
 from fewstep import UnsupportedModelError
 from fewstep.applied import Applied
-from fewstep.families import wan, wan_causal
+from fewstep.families import chunk_attention, wan, wan_causal
 from fewstep.families.chunk_cache import CachePolicy, ChunkCache, Int8
 
 CHUNK, CHUNKS = 2, 4
@@ -74,6 +74,26 @@ class TestAgainstFullRecomputation:
         assert cache.frames == cache.kept == 8
 
     @torch.no_grad()
+    @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+    def test_one_pass_without_a_mask_equals_the_mask_gradients_too(self, dtype, tolerance):
+        """Three chunks of unequal weight: attention over pairs that the mask allows, chunk by chunk."""
+        chunks, size = 3, 5
+        inputs = torch.randn(3, 2, 2, 2 * chunks * size, 8, dtype=dtype, generator=torch.Generator().manual_seed(0))
+        weight = torch.randn(inputs[0].shape, dtype=dtype, generator=torch.Generator().manual_seed(1))
+        mask = wan_causal.teacher_forcing_mask(chunks, 1).repeat_interleave(size, 0).repeat_interleave(size, 1)
+        got = []
+        for attend in (
+            lambda *parts: chunk_attention.teacher_forced_attention(*parts, chunks),
+            lambda *parts: torch.nn.functional.scaled_dot_product_attention(*parts, attn_mask=mask),
+        ):
+            leaves = [part.clone().requires_grad_() for part in inputs]
+            with torch.enable_grad():
+                out = attend(*leaves)
+                (out * weight).sum().backward()
+            got.append((out.detach(), *(leaf.grad for leaf in leaves)))
+        for fast, naive in zip(*got, strict=True):
+            assert (fast - naive).abs().max() < tolerance
+
     def test_s8_one_noise_level_for_all_tokens_equals_the_stock_timestep(self, network, condition):
         """The first chunk, from an empty cache, is a stock call of the model."""
         noisy, sigma = clip(3, CHUNK), torch.tensor([0.7, 0.2]).double()

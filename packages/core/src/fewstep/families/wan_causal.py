@@ -137,9 +137,8 @@ def teacher_forced(
     tokens = (clean.shape[3] // height) * (clean.shape[4] // width)
     frames = torch.arange(count).repeat(2)
     times = torch.cat([torch.zeros_like(sigma), TRAIN_STEPS * sigma], 1).repeat_interleave(tokens, 1)
-    mask = teacher_forcing_mask(count, chunk).to(clean.device)
-    mask = mask.repeat_interleave(tokens, 0).repeat_interleave(tokens, 1)
-    both = _forward(network, torch.cat([clean, noisy], 2), times, cond, ChunkCall(frames, mask=mask))
+    call = ChunkCall(frames, forced=count // chunk)
+    both = _forward(network, torch.cat([clean, noisy], 2), times, cond, call)
     return both[:, :, count:]
 
 
