@@ -13,6 +13,7 @@ def fewstep_methods():
             target="fewstep_salt.method:Salt",
             paper=paper,
             models=models,
+            run="fewstep_salt.inputs:StreamInputs",
         ),
         Card(
             name="sc-dmd",
