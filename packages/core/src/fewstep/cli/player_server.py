@@ -82,7 +82,6 @@ class PageHandler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """A prompt, as ``{"prompt": "..."}``."""
-        self.close_connection = True  # what is left of a body that is not read must not become a request
         if not self._is_ours(link=False):
             return
         if self.path != "/prompt":
@@ -119,7 +118,6 @@ class PageHandler(BaseHTTPRequestHandler):
         """Frames as ``multipart/x-mixed-replace`` until the browser goes or the player closes."""
         if self.server.playing >= MOST:
             return self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, f"{MOST} browsers play this video already")
-        self.close_connection = True
         self.server.playing += 1
         viewer = self.server.player.subscribe()
         try:
@@ -133,7 +131,6 @@ class PageHandler(BaseHTTPRequestHandler):
             self.server.playing -= 1
 
     def _refuse(self, status: HTTPStatus, reason: str) -> None:
-        self.close_connection = True
         self._send(status, "application/json", json.dumps({"error": reason}).encode())
 
     def _send(self, status: HTTPStatus, kind: str, body: bytes) -> None:
@@ -142,8 +139,8 @@ class PageHandler(BaseHTTPRequestHandler):
 
     def _start(self, status: HTTPStatus, headers: dict[str, str]) -> None:
         self.send_response(status)
-        closing = {"Connection": "close"} if self.close_connection else {}
-        for name, value in {**headers, **HEADERS, **closing}.items():
+        self.close_connection = True  # a body that was not read is no request, and a closed player answers no one
+        for name, value in {**headers, **HEADERS, "Connection": "close"}.items():
             self.send_header(name, value)
         self.end_headers()
 
