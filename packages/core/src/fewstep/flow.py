@@ -118,10 +118,17 @@ def transition(
     """
     if eta == 0:
         return euler(noisy, velocity, sigma, following)
+    device = noisy.device if generator is None else generator.device  # one of the CPU gives the same noise everywhere
+    fresh = torch.randn(noisy.shape, generator=generator, device=device, dtype=torch.float32)
+    return transition_with(noisy, velocity, sigma, following, eta, fresh.to(noisy.device))
+
+
+def transition_with(
+    noisy: Latent, velocity: Latent, sigma: float, following: float, eta: float, fresh: Latent
+) -> Latent:
+    """`transition` with given noise."""
     mean, sd = cps(noisy, velocity, sigma, following, eta)
-    device = mean.device if generator is None else generator.device  # one of the CPU gives the same noise everywhere
-    fresh = torch.randn(mean.shape, generator=generator, device=device, dtype=torch.float32)
-    return mean + sd * fresh.to(mean.device)
+    return mean + sd * fresh
 
 
 def even_steps(count: int) -> tuple[int, ...]:

@@ -28,7 +28,7 @@ class ChunkCall:
     """Positions, cache and mask of one call of the network, for its attention layers."""
 
     frames: Int[Tensor, " f"]
-    """Position of each frame of the input."""
+    """Position of each frame of the input; on the CPU, so that nothing waits for a GPU."""
     cache: ChunkCache = ChunkCache()
     mask: Bool[Tensor, "q k"] | None = None
     """Tokens that each token of the input attends to; None: all, and everything in `cache`."""
@@ -75,7 +75,7 @@ class CausalRope:
         rotation = _Rotation(angles(self.rope, call.frames, *grid))
         rotation.call, rotation.past = call, None
         if call.cache.policy.relative:
-            past = torch.arange(call.cache.visible(len(call.frames)), device=hidden_states.device)
+            past = torch.arange(call.cache.visible(len(call.frames)))
             rotation.past = angles(self.rope, past, *grid)
         return rotation
 
@@ -92,7 +92,7 @@ def angles(rope: Any, frames: Int[Tensor, " f"], height: int, width: int) -> Ang
             "for longer videos use a cache with a window and relative positions"
         )
     sizes = [rope.t_dim, rope.h_dim, rope.w_dim]
-    shape = len(frames), height, width
+    shape, frames = (len(frames), height, width), frames.to(rope.freqs_cos.device)
     rotation = []
     for table in (rope.freqs_cos, rope.freqs_sin):
         time, rows, columns = table.split(sizes, 1)
@@ -128,6 +128,7 @@ class CausalProcessor:
             return self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
         call = rotary_emb.call
         query, keys, values = (part.unflatten(2, (attn.heads, -1)) for part in _projections(attn, hidden_states))
+        query, keys = query.type_as(values), keys.type_as(values)  # norms under autocast answer in float32
         query, raw = rotate(query, rotary_emb), keys
         keys = rotate(keys, rotary_emb)
         stored = raw if call.cache.policy.relative else keys
