@@ -7,7 +7,7 @@ import os
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 LONGEST = 16_384
 """Bytes of a request's body."""
@@ -52,7 +52,7 @@ class PageServer(ThreadingHTTPServer):
 
     def __init__(self, port: int, player: Played) -> None:
         self.player, self.playing = player, 0
-        self.page = resources.files(__package__).joinpath("player.html").read_bytes()
+        self.page = resources.files("fewstep.cli").joinpath("player.html").read_bytes()
         super().__init__(("127.0.0.1", port), PageHandler)
         self.hosts = {f"{name}:{self.server_port}" for name in ("127.0.0.1", "localhost")}
 
@@ -63,8 +63,12 @@ class PageServer(ThreadingHTTPServer):
 class PageHandler(BaseHTTPRequestHandler):
     """One connection of a browser."""
 
-    server: PageServer
     protocol_version, timeout = "HTTP/1.1", PATIENCE
+
+    @property
+    def home(self) -> PageServer:
+        """The server."""
+        return cast(PageServer, self.server)
 
     def do_GET(self) -> None:
         """The page, the video, or the state."""
@@ -72,9 +76,9 @@ class PageHandler(BaseHTTPRequestHandler):
         if not self._is_ours(link=path == "/"):
             return
         if path == "/":
-            self._send(HTTPStatus.OK, "text/html; charset=utf-8", self.server.page)
+            self._send(HTTPStatus.OK, "text/html; charset=utf-8", self.home.page)
         elif path == "/state":
-            self._send(HTTPStatus.OK, "application/json", json.dumps(self.server.player.state).encode())
+            self._send(HTTPStatus.OK, "application/json", json.dumps(self.home.player.state).encode())
         elif path == "/video":
             self._video()
         else:
@@ -93,7 +97,7 @@ class PageHandler(BaseHTTPRequestHandler):
             prompt = json.loads(self.rfile.read(int(length)))["prompt"].strip()
             if not prompt:
                 raise ValueError("the prompt is empty: say what the video shows")
-            self.server.player.on_prompt(prompt)
+            self.home.player.on_prompt(prompt)
         except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError, RecursionError):
             return self._refuse(HTTPStatus.BAD_REQUEST, 'a prompt is sent as {"prompt": "..."}')
         except ValueError as error:
@@ -107,19 +111,19 @@ class PageHandler(BaseHTTPRequestHandler):
             link: the page itself may be opened from a link anywhere.
         """
         origin = self.headers.get("Origin")
-        foreign = origin is not None and origin.removeprefix("http://") not in self.server.hosts
+        foreign = origin is not None and origin.removeprefix("http://") not in self.home.hosts
         foreign |= not link and self.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none")
-        if self.headers.get("Host") in self.server.hosts and not foreign:
+        if self.headers.get("Host") in self.home.hosts and not foreign:
             return True
         self._refuse(HTTPStatus.FORBIDDEN, "this page is for browsers on this machine alone")
         return False
 
     def _video(self) -> None:
         """Frames as ``multipart/x-mixed-replace`` until the browser goes or the player closes."""
-        if self.server.playing >= MOST:
+        if self.home.playing >= MOST:
             return self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, f"{MOST} browsers play this video already")
-        self.server.playing += 1
-        viewer = self.server.player.subscribe()
+        self.home.playing += 1
+        viewer = self.home.player.subscribe()
         try:
             self._start(HTTPStatus.OK, {"Content-Type": "multipart/x-mixed-replace; boundary=frame"})
             self.wfile.write(b"--frame\r\n")
@@ -127,8 +131,8 @@ class PageHandler(BaseHTTPRequestHandler):
                 head = f"Content-Type: image/jpeg\r\nContent-Length: {len(frame)}\r\n\r\n".encode()
                 self.wfile.write(head + frame + b"\r\n--frame\r\n")  # browsers show a frame once the next begins
         finally:
-            self.server.player.leave(viewer)
-            self.server.playing -= 1
+            self.home.player.leave(viewer)
+            self.home.playing -= 1
 
     def _refuse(self, status: HTTPStatus, reason: str) -> None:
         self._send(status, "application/json", json.dumps({"error": reason}).encode())
