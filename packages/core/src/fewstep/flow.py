@@ -120,7 +120,7 @@ def transition(
         return euler(noisy, velocity, sigma, following)
     device = noisy.device if generator is None else generator.device  # one of the CPU gives the same noise everywhere
     fresh = torch.randn(noisy.shape, generator=generator, device=device, dtype=torch.float32)
-    return transition_with(noisy, velocity, sigma, following, eta, fresh)
+    return transition_with(noisy, velocity, sigma, following, eta, fresh.to(noisy.device))
 
 
 def transition_with(
@@ -128,7 +128,7 @@ def transition_with(
 ) -> Latent:
     """`transition` with given noise."""
     mean, sd = cps(noisy, velocity, sigma, following, eta)
-    return mean + sd * fresh.to(mean.device)
+    return mean + sd * fresh
 
 
 def even_steps(count: int) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from .chunk_cache import CachePolicy
@@ -21,6 +22,19 @@ def chunk_count(pipe: Any, frames: int, chunk: int) -> int:
     below, above = first + chunks * more, first + (chunks + 1) * more
     nearest = f"the nearest counts are {below} and {above}" if frames > first else f"the smallest count is {first}"
     raise ValueError(f"{frames} frames do not divide into chunks of {chunk} latent frames: {nearest}")
+
+
+def chunks_for(pipe: Any, frames: int, chunk: int) -> int:
+    """Smallest number of chunks of `chunk` latent frames that have at least `frames` frames."""
+    factor = 1 if pipe.vae is None else pipe.vae_scale_factor_temporal
+    first = factor * (chunk - 1) + 1
+    return 1 + math.ceil(max(0, frames - first) / (factor * chunk))
+
+
+def longest(pipe: Any, policy: CachePolicy) -> int | None:
+    """Latent frames that have positions; None where positions move with the window."""
+    moving = policy.relative and policy.window is not None
+    return None if moving else pipe.transformer.config.rope_max_seq_len
 
 
 def check_positions(pipe: Any, latent_frames: int, policy: CachePolicy) -> None:

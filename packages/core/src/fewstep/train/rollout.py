@@ -31,6 +31,8 @@ class Rollout:
     """Noise level of the exit step."""
     exit: int
     """Index of the exit step in the grid."""
+    grid: StepGrid
+    """Levels that it was made with."""
     cond: Any
     """Condition of the sample."""
     start: Latent
@@ -82,7 +84,9 @@ def rollout(
     with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
         velocity = role.velocity(noisy, sigmas[exit], cond)
         x = flow.x0_from_velocity(noisy, velocity, sigmas[exit])
-    return Rollout(x=x, noisy=noisy, velocity=velocity, sigma=sigmas[exit], exit=exit, cond=cond, start=start)
+    return Rollout(
+        x=x, noisy=noisy, velocity=velocity, sigma=sigmas[exit], exit=exit, grid=grid, cond=cond, start=start
+    )
 
 
 @torch.no_grad()
