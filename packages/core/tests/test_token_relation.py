@@ -82,6 +82,15 @@ def test_nan_is_not_hidden(backend):
     assert found.values.isnan().tolist() == [False, True] and found.gradient[1].isnan().any()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_gradient_of_many_float16_tokens_is_not_rounded_to_zero(backend):
+    tokens, reference = features(shape=(1, 400, 64), dtype=torch.float16)
+    half = token_relation(tokens, reference, margin=0.1, backend=backend).gradient
+    whole = token_relation(tokens.float(), reference.float(), margin=0.1, backend=backend).gradient
+    assert whole.abs().max() < torch.finfo(torch.float16).tiny and half.dtype == torch.float32
+    torch.testing.assert_close(half, whole, rtol=1e-4, atol=1e-10)
+
+
 class Largest(TorchDispatchMode):
     """Size of the largest tensor that an operation returns."""
 

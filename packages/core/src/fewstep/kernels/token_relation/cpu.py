@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from .naive import inverse_lengths
+from .naive import gradient_dtype, inverse_lengths
 
 CELLS = 1 << 18
 """Similarities that are held at a time, 1 MB of them."""
@@ -20,7 +20,7 @@ def token_relation(
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n s d"]]:
     """Same as `fewstep.kernels.token_relation.naive.token_relation`, in float32."""
     frames = max(1, CELLS // (min(ROWS, tokens.shape[1]) * tokens.shape[1]))
-    gradient = torch.empty(tokens.shape, dtype=tokens.dtype)
+    gradient = torch.empty(tokens.shape, dtype=gradient_dtype(tokens))
     values = torch.empty(len(tokens))
     for start in range(0, len(tokens), frames):
         some = slice(start, start + frames)

@@ -11,7 +11,7 @@ from torch import Tensor
 from fewstep.kernels import Signature
 from fewstep.kernels.tiles import check_device, interpreting
 
-from .naive import inverse_lengths
+from .naive import gradient_dtype, inverse_lengths
 
 ROWS = 64
 """Rows and columns of a tile."""
@@ -98,8 +98,8 @@ def token_relation(
     kind = torch.promote_types(tokens.dtype, reference.dtype)
     own, other = tokens.to(kind).contiguous(), reference.to(kind).contiguous()
     frames, size, dim = own.shape
-    gradient = torch.empty_like(own)
-    slopes = gradient if kind == torch.float32 else torch.empty(own.shape, device=own.device)
+    gradient = torch.empty(own.shape, dtype=gradient_dtype(own), device=own.device)
+    slopes = gradient if gradient.dtype == torch.float32 else torch.empty(own.shape, device=own.device)
     values = torch.empty(frames, triton.cdiv(size, ROWS), device=own.device)
     inverses = inverse_lengths(own), inverse_lengths(other)
     with torch.cuda.device_of(own):
@@ -107,7 +107,7 @@ def token_relation(
             values, gradient, slopes, own, other, *inverses, size, dim, margin,
             **tile(own.element_size()), WIDE=interpreting(), num_warps=warps(own.element_size()),
         )  # fmt: skip
-    return values.sum(1) / size**2, gradient.to(tokens.dtype)
+    return values.sum(1) / size**2, gradient.to(gradient_dtype(tokens))
 
 
 def tile(size: int) -> dict[str, int]:
@@ -127,8 +127,9 @@ def signatures() -> list[Signature]:
         Signature(
             name=dtype,
             function=relation_rows,
-            types=dict.fromkeys(("gradient", "own", "other"), f"*{dtype}")
+            types=dict.fromkeys(("own", "other"), f"*{dtype}")
             | dict.fromkeys(scratch, "*fp32")
+            | {"gradient": "*bf16" if dtype == "bf16" else "*fp32"}
             | {"tokens": "i32", "dim": "i32", "margin": "fp32"},
             constants={**tile(size), "WIDE": False},
             aligned=(*scratch, "gradient", "own", "other", "dim"),
