@@ -97,8 +97,9 @@ def defect_of(
 
     rays, noisy = {}, start
     for level, following in pairwise((*levels, 0.0)):
-        rays[level] = noisy, velocity(noisy, level)
-        noisy = flow.transition(*rays[level], level, following, eta, generator)
+        predicted = velocity(noisy, level)
+        rays[level] = noisy, predicted
+        noisy = flow.transition(noisy, predicted, level, following, eta, generator)
     return defect_at(rays, sampler.triples(), velocity)
 
 
