@@ -20,8 +20,8 @@ SIDE, FRAMES, RATE = 64, 81, 16
 """Pixels each way, frames of a clip, frames a second."""
 SPRITE = 16
 """Pixels of a digit, each way."""
-PIXELS_PER_FRAME = (1, 2)
-"""Motion of the window by speed."""
+PIXELS_PER_FRAME = (0.5, 1.0)
+"""Motion of the window by speed: at the higher one, what leaves the picture comes back within a clip."""
 SPRITE_SPEED = 0.75
 """Pixels that a digit moves each frame, along both axes."""
 _RGB = torch.tensor([[1.0, 0.15, 0.15], [0.1, 0.85, 0.2], [0.2, 0.35, 1.0], [1.0, 0.9, 0.1], [1.0, 1.0, 1.0]])
@@ -93,15 +93,25 @@ def _path(way: Tensor, other: Tensor, speed: Tensor, turn: Tensor, frames: int) 
 def _textures(count: int, generator: torch.Generator) -> Float[Tensor, "b 3 h w"]:
     """Smooth random colours from 0.1 to 0.9, of three scales."""
     total = torch.zeros(count, 3, SIDE, SIDE)
-    for cells, strength in ((3, 1.0), (6, 0.7), (12, 0.2)):
+    for cells, strength in ((3, 1.0), (6, 0.5), (12, 0.1)):
         grey = torch.randn(count, 1, cells, cells, generator=generator)
         colour = torch.randn(count, 3, cells, cells, generator=generator)
         total += strength * F.interpolate(0.7 * grey + colour, size=(SIDE, SIDE), mode="bicubic")
     return 0.1 + 0.8 * total.sigmoid()
 
 
-def _window(texture: Float[Tensor, "b 3 h w"], corner: Int[Tensor, "b f 2"]) -> Float[Tensor, "b f 3 h w"]:
-    """Pixels under the window; beyond its edges the texture is mirrored, so the first frame knows all of it."""
+def _window(texture: Float[Tensor, "b 3 h w"], corner: Float[Tensor, "b f 2"]) -> Float[Tensor, "b f 3 h w"]:
+    """Pixels under the window; beyond its edges the texture is mirrored, so the first frame knows all of it.
+
+    Between two whole pixels it is their mean: the window moves along one axis, in halves of a pixel.
+    """
+    whole = corner.floor()
+    half = (corner > whole).any(-1)[..., None, None, None]
+    first, second = (_whole_window(texture, at.long()) for at in (whole, corner.ceil()))
+    return torch.where(half, (first + second) / 2, first)
+
+
+def _whole_window(texture: Float[Tensor, "b 3 h w"], corner: Int[Tensor, "b f 2"]) -> Float[Tensor, "b f 3 h w"]:
     at = (corner[..., None] + torch.arange(SIDE)) % (2 * SIDE)
     at = torch.where(at < SIDE, at, 2 * SIDE - 1 - at)
     rows, columns = at[:, :, 0, :, None], at[:, :, 1, None, :]

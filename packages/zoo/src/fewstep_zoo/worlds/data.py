@@ -24,6 +24,8 @@ PART = 16
 """Clips that are encoded at once and stored in one file."""
 FRAME = 4
 """Frames of a latent frame after the first."""
+TURNING = 4
+"""One clip of so many turns."""
 
 
 class Prompted(NamedTuple):
@@ -53,7 +55,7 @@ class Encoded:
 def encoded(
     vae: Any, count: int, split: clips.Split, seed: int = 0, progress: Callable[[int, int], None] = lambda *_: None
 ) -> Encoded:
-    """Encode `count` clips, every second of which turns at the beginning of a chunk; kept in the cache as it goes."""
+    """Encode `count` clips, every fourth of which turns at the beginning of a chunk; kept in the cache as it goes."""
     folder = cache_folder() / "worlds" / f"{wan_vae.latents_fingerprint(vae.config)}-{split}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     parts = []
@@ -76,7 +78,7 @@ def _encode(vae: Any, split: clips.Split, seed: int, file: Path) -> None:
     generator = torch.Generator().manual_seed(seed)
     chunks = 1 + (clips.FRAMES - 1) // FRAME // CHUNK
     chunk = torch.randint(1, chunks, (PART,), generator=generator)
-    chunk[::2] = 0
+    chunk[torch.arange(PART) % TURNING > 0] = 0
     turns = torch.where(chunk > 0, FRAME * CHUNK * chunk - FRAME, clips.FRAMES)
     made = clips.make(clips.draw_scenes(PART, generator), split, generator, turns=turns)
     latents = torch.cat([encode(vae, part) for part in made.pixels.split(4)])

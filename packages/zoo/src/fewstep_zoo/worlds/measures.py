@@ -16,7 +16,7 @@ from .words import Scene
 
 Frames = Float[Tensor, "b f 3 h w"]
 """Clips with values in [0, 1]."""
-GAP = 4
+GAP = 8
 """Frames between two pictures whose shift is measured."""
 PER_CHUNK = 4 * CHUNK
 """Frames of a chunk after the first, which has three fewer."""
@@ -50,7 +50,7 @@ def motion(clip: Float[Tensor, "f 3 h w"]) -> tuple[int, int]:
         .mean()
         .item()
         for way, (rows, columns) in enumerate(WAYS)
-        for speed, step in enumerate(GAP * pixels for pixels in PIXELS_PER_FRAME)
+        for speed, step in enumerate(round(GAP * pixels) for pixels in PIXELS_PER_FRAME)
     }
     return min(errors, key=errors.__getitem__)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,14 @@ class WorldsRecipe(Recipe):
     clip: float = 1.0
     ema: float = 0.99
     save_every: int = free(100)
-    student: Muon = Muon(lr=4e-3, betas=(0.9, 0.99), warmup=50, schedule="cosine")
+    student: Muon = Muon(lr=6e-3, betas=(0.9, 0.99), warmup=50, schedule="cosine")
     """Optimiser."""
     start: str = ""
     """Pipeline whose weights the training begins with: a name from `fewstep list`, or a folder; empty: random ones."""
     clips: int = 1600
     """Clips of the training split; they are encoded once and kept in the cache."""
+    frames: int = LATENT[1]
+    """First latent frames of each clip that are used: fewer of them teach most of it in half of the time."""
     vae: str = "worlds-vae"
     """VAE of the latents: a name from `fewstep list`, or a folder."""
     shift: float = model.SHIFT
@@ -57,7 +59,7 @@ class WorldsRecipe(Recipe):
     def skeleton(self) -> Job:
         with torch.device("meta"):
             network = model.transformer(self.seed)
-        sizes = MetaData(LATENT, cond=(model.TOKENS, model.TEXT_WIDTH), uncond=True, x0=True)
+        sizes = MetaData((LATENT[0], self.frames, *LATENT[2:]), cond=(model.TOKENS, model.TEXT_WIDTH), uncond=True, x0=True)
         return Job(objective=self.objective(network), data=sizes)
 
     def objective(self, network: Any) -> Objective:
@@ -82,6 +84,7 @@ class WorldsRecipe(Recipe):
         network = load(self.start).model.transformer if self.start else model.transformer(self.seed)
         pipe = model.pipeline(network.train().requires_grad_(True).to(world.device), vae)
         encoded = data.encoded(vae, self.clips, "train", self.seed)
+        encoded = replace(encoded, latents=encoded.latents[:, :, : self.frames])
         source = worlds(clips=encoded, embed=data.Embeddings(pipe), open=self.open)
         return Job(objective=self.objective(network), data=source, pipe=pipe)
 
@@ -110,7 +113,7 @@ class Causal(WorldsRecipe):
         given = worlds.clips.latents[: self.show, :, : model.CHUNK]
         cond = worlds.embed([scene.prompt() for scene in worlds.clips.scenes[: self.show]])
         options = StreamOptions(grid=StepGrid(even_steps(8), self.shift), chunk=model.CHUNK, eta=0.0)
-        made = continued(job.pipe.transformer, given, cond, LATENT[1], options, generator)
+        made = continued(job.pipe.transformer, given, cond, self.frames, options, generator)
         return sample_grid(wan.decode(job.pipe, made)[:, ::8])
 
 
@@ -132,8 +135,8 @@ class Teacher(WorldsRecipe):
         generator = torch.Generator().manual_seed(self.seed)
         made = job.pipe(
             [scene.prompt() for scene in clips.draw_scenes(self.show, generator)],
-            latents=torch.randn(self.show, *LATENT, generator=generator),
-            num_frames=clips.FRAMES,
+            latents=torch.randn(self.show, *job.data.shape, generator=generator),
+            num_frames=data.FRAME * (self.frames - 1) + 1,
             height=clips.SIDE,
             width=clips.SIDE,
             num_inference_steps=model.STEPS,
