@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
-import subprocess
-import sys
 from collections import Counter
 
 import pytest
 import torch
 from fewstep.flow import StepGrid
+from fewstep.train.parallel import join, leave
 from fewstep.train.rollout import draw_exit
 from fewstep_salt.steps import L2, L4, L8, StepMix, TripleSampler
 
@@ -109,43 +109,37 @@ def test_micro_batches_may_have_a_list_each():
     assert len(set(drawn)) == 3 and drawn == [mix.draw(seeded(3), number) for number in range(40)]
 
 
-RANKS = """
-import torch
-from fewstep.train.parallel import join, leave
-from fewstep.train.rollout import draw_exit
-from fewstep_salt.steps import StepMix, TripleSampler
-world = join()
-local, shared = (torch.Generator().manual_seed(world.rank) for _ in range(2))
-print(torch.rand(3, generator=local).tolist())
-drawn = []
-for _ in range(20):
-    grid = StepMix().draw(shared)
-    exit = draw_exit(grid, shared)
-    drawn.append((len(grid), exit, TripleSampler().draw(min(exit, 6), shared)))
-print(drawn)
-leave()
-"""
+def drawn_by(rank: int, port: int, said) -> None:
+    """Draws of one of two gloo processes, each with generators of its own."""
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    os.environ |= group | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    world = join()
+    generator, draws = seeded(world.rank), []
+    for _ in range(20):
+        grid = StepMix().draw(generator)
+        exit = draw_exit(grid, generator)
+        draws.append((grid.raw, exit, TripleSampler().draw(min(exit, 6), generator)))
+    said.put((rank, torch.rand(3, generator=generator).tolist(), draws))
+    leave()
 
 
 def test_s6_two_processes_draw_what_the_first_one_draws():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    started = []
-    for rank in range(2):
-        env = {**os.environ, **group, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        command = [sys.executable, "-c", RANKS]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        started.append(subprocess.Popen(command, env=env, text=True, **pipes))
-    ended = [one.communicate(timeout=120) for one in started]
-    assert [one.returncode for one in started] == [0, 0], ended
-    first, second = (said.splitlines() for said, _ in ended)
-    assert first[0] != second[0] and first[1] == second[1]
-    generator, mix = seeded(0), StepMix()
-    grid = mix.draw(generator)
-    exit = draw_exit(grid, generator)
-    assert first[1].startswith(f"[({len(grid)}, {exit}, ")
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("fork")  # torch is imported once
+    said = context.SimpleQueue()
+    processes = [context.Process(target=drawn_by, args=(rank, port, said)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    (_, first_own, first), (_, second_own, second) = sorted(said.get() for _ in range(2))
+    assert first_own != second_own and first == second
+    generator = seeded(0)
+    grid = StepMix().draw(generator)
+    assert first[0][:2] == (grid.raw, draw_exit(grid, generator))
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .alignment import Features as Features
+    from .alignment import make_alignment as make_alignment
     from .consistency import end_points as end_points
     from .consistency import semigroup_loss as semigroup_loss
     from .defect import Defect as Defect
     from .defect import defect_of as defect_of
+    from .discrepancy import relation_distance as relation_distance
+    from .losses import AlignmentLoss as AlignmentLoss
+    from .losses import SemigroupLoss as SemigroupLoss
     from .steps import L2 as L2
     from .steps import L4 as L4
     from .steps import L8 as L8
@@ -18,15 +23,20 @@ if TYPE_CHECKING:
     from .steps import TripleSampler as TripleSampler
 
 _WHERE = {
+    "AlignmentLoss": "losses",
     "Defect": "defect",
+    "Features": "alignment",
     "L2": "steps",
     "L4": "steps",
     "L8": "steps",
+    "SemigroupLoss": "losses",
     "StepMix": "steps",
     "Triple": "steps",
     "TripleSampler": "steps",
     "defect_of": "defect",
     "end_points": "consistency",
+    "make_alignment": "alignment",
+    "relation_distance": "discrepancy",
     "semigroup_loss": "consistency",
 }
 __all__ = [*_WHERE]

@@ -60,6 +60,13 @@ class Denoiser(Family, Protocol):
     def velocity(self, network: Any, noisy: Any, sigma: Any, cond: Any) -> Any:
         """Call the network: velocity ``[B, C, F, H, W]`` at noise levels `sigma` ``[B]``, given conditions."""
 
+    def hidden_tokens(self, network: Any, noisy: Any, sigma: Any, cond: Any, block: int) -> Any:
+        """Tokens ``[B, F, S, d]`` after a block (from 0) of the network, by latent frame; later blocks do not run.
+
+        Raises:
+            ValueError: there is no such block.
+        """
+
     def encode_prompts(self, pipe: Any, prompts: Sequence[str], tokens: int) -> Any:
         """Conditions ``[B, T, d]`` as the pipeline itself makes them, padding zeroed."""
 

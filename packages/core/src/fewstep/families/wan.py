@@ -63,6 +63,38 @@ def velocity(network: nn.Module, noisy: Latent, sigma: Float[Tensor, " b"], cond
     return network(hidden_states=noisy, timestep=timestep, encoder_hidden_states=cond, return_dict=False)[0]
 
 
+def hidden_tokens(
+    network: nn.Module, noisy: Latent, sigma: Float[Tensor, " b"], cond: Float[Tensor, "b t d"], block: int
+) -> Float[Tensor, "b f s d"]:
+    """Hidden tokens after one block of a ``WanTransformer3DModel``, by latent frame; later blocks do not run.
+
+    Meanwhile the network has no later blocks for other callers either. Gradients flow to `noisy`.
+
+    Args:
+        network: the transformer.
+        noisy: ``x_s``, ``[B, C, F, H, W]``.
+        sigma: noise levels.
+        cond: prompt embeddings.
+        block: number of the block, from 0.
+
+    Raises:
+        ValueError: there is no such block.
+    """
+    model = unwrapped(network)
+    blocks, seen = model.blocks, []
+    if not 0 <= block < len(blocks):
+        raise ValueError(f"block {block} is not among the {len(blocks)} blocks of this {type(model).__name__}")
+    # cut short, not left by an exception: hooks of sharding and recomputation see a whole forward pass
+    hook = blocks[block].register_forward_hook(lambda _, inputs, output: seen.append(output))
+    model.blocks = blocks[: block + 1]
+    try:
+        velocity(network, noisy, sigma, cond)
+    finally:
+        model.blocks = blocks
+        hook.remove()
+    return seen[0].unflatten(1, (noisy.shape[2] // model.config.patch_size[0], -1))
+
+
 def encode_prompts(pipe: Any, prompts: Sequence[str], tokens: int) -> Float[Tensor, "b t d"]:
     """Prompt embeddings, padded to `tokens` rows with zeros (WanPipeline pads to 512)."""
     embeddings, _ = pipe.encode_prompt(list(prompts), do_classifier_free_guidance=False, max_sequence_length=tokens)

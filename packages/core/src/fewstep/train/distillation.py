@@ -89,6 +89,11 @@ class Distillation(Recipe):
         return StepGrid(self.raw_steps, self.shift)
 
     @property
+    def sampling_grid(self) -> StepGrid:
+        """Levels that samples are shown and students saved with."""
+        return self.grid
+
+    @property
     def score_time(self) -> ScoreTime:
         """Levels of the comparison."""
         return ScoreTime(self.shift, self.score_low, self.score_high)
@@ -157,14 +162,14 @@ class Distillation(Recipe):
         device = next(job.objective.roles.student.network.parameters()).device
         cond = data.take(range(self.show)).to(device)
         start = torch.randn(self.show, *data.shape, generator=torch.Generator().manual_seed(self.seed)).to(device)
-        latents = sample(job.objective.roles.student, self.grid, cond, start)
+        latents = sample(job.objective.roles.student, self.sampling_grid, cond, start)
         videos = families.of(job.pipe).decode(job.pipe, latents)
         return sample_grid(videos, scale=max(1, 64 // videos.shape[-2]))
 
     def finish(self, job: Job, network: Any, folder: Path) -> None:
         """A pipeline folder, or with LoRA the adapter; both with the scheduler that runs the student's steps."""
         pipe = job.pipe
-        scheduler = self.grid.scheduler(stochastic=self.eta == 1)
+        scheduler = self.sampling_grid.scheduler(stochastic=self.eta == 1)
         if not self.lora_rank:
             pipe.transformer, pipe.scheduler = network, scheduler
             for part in (pipe, network, pipe.vae):

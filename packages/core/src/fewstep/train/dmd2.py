@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import flow
 from ..flow import Latent, ScoreTime, StepGrid
+from .extra import ExtraLoss, counted
 from .objective import Batch, UpdateSchedule
 from .roles import Roles, guided
 from .rollout import ExitIndex, Rollout, draw_exit, rollout
@@ -55,12 +56,18 @@ class DMD2:
 
     exit_index: ExitIndex = "update"
     """One exit index for all micro-batches whose gradients are accumulated, or for each its own."""
+    extra: Mapping[str, ExtraLoss] = field(default_factory=dict)
+    """Further losses of the student's sample, by the names under which they are logged."""
 
     def phases(self, step: int) -> tuple[str, ...]:
         return self.schedule.phases(step)
 
     def losses(self, role: str, batch: Batch, step: int) -> Mapping[str, Tensor]:
-        return self.student_losses(batch, step) if role == "student" else self.critic_losses(batch, step)
+        if role != "student":
+            return self.critic_losses(batch, step)
+        parts = self.student_losses(batch, step)
+        extra = {name: loss(self.roles, batch.rollouts[-1], batch, step) for name, loss in self.extra.items()}
+        return {**parts, **counted(extra, batch)}
 
     def student_losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Move fresh samples of the student; see `matching_loss`."""
@@ -98,7 +105,9 @@ class DMD2:
         batch.metrics["exit"] = float(exit)
         start = batch.normal()
         student = self.roles.student
-        return rollout(student, self.grid, batch.cond, start, exit, grad=grad, eta=self.eta, generator=batch.generator)
+        how = {"grad": grad, "eta": self.eta, "generator": batch.generator}
+        batch.rollouts.append(rollout(student, self.grid, batch.cond, start, exit, **how))
+        return batch.rollouts[-1]
 
     @torch.no_grad()
     def teacher_x0(self, noisy: Latent, sigma: Tensor, batch: Batch) -> Latent:

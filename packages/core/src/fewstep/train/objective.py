@@ -12,6 +12,7 @@ from torch import Tensor
 from ..flow import Latent
 from .conditions import first_tensor
 from .roles import Roles
+from .rollout import Rollout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,8 @@ class Batch:
     """Latents of real data; None where the student trains on its own samples."""
     micro: int = 0
     """Number of this micro-batch among those whose gradients are accumulated on this rank."""
+    rollouts: list[Rollout] = field(default_factory=list)
+    """Samples that an objective made for this batch, for its extra losses."""
     metrics: dict[str, Tensor | float] = field(default_factory=dict)
     """Filled by objectives, and logged beside the losses. The names must not depend on what was drawn, or ranks would
     disagree on them; NaN where there is nothing to say."""

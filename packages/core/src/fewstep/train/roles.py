@@ -58,10 +58,31 @@ class Role:
             UnsupportedModelError: no `predict` was given, and the network is of no family that has a velocity.
         """
         predict = self.predict or velocity_of(self.network)
-        exact = torch.promote_types(self.input_dtype or noisy.dtype, torch.float32)
-        levels = torch.as_tensor(sigma, dtype=exact, device=noisy.device).expand(noisy.shape[0])
+        levels = self._levels(noisy, sigma)
         with self.running(noisy, cond) as (network, noisy, cond):
-            return predict(network, noisy, levels, cond).to(exact)
+            return predict(network, noisy, levels, cond).to(levels.dtype)
+
+    def hidden_tokens(self, noisy: Latent, sigma: Sigma, cond: Any, block: int) -> Float[Tensor, "b f s d"]:
+        """Tokens after one block of the network, by latent frame, in its own precision; later blocks do not run.
+
+        Args:
+            noisy: ``x_s``, ``[B, C, F, H, W]``; gradients flow to it.
+            sigma: noise level, a number or ``[B]``.
+            cond: prompt embeddings ``[B, T, d]``.
+            block: number of the block, from 0.
+
+        Raises:
+            ValueError: there is no such block.
+            UnsupportedModelError: the network is of no family that has a velocity.
+        """
+        levels = self._levels(noisy, sigma)
+        with self.running(noisy, cond) as (network, noisy, cond):
+            return families.denoiser(network).hidden_tokens(network, noisy, levels, cond, block)
+
+    def _levels(self, noisy: Latent, sigma: Sigma) -> Float[Tensor, " b"]:
+        """One noise level for each sample, in float32, or in float64 for a network of that."""
+        exact = torch.promote_types(self.input_dtype or noisy.dtype, torch.float32)
+        return torch.as_tensor(sigma, dtype=exact, device=noisy.device).expand(noisy.shape[0])
 
     @contextmanager
     def running(self, latent: Latent, cond: Any) -> Iterator[tuple[nn.Module, Latent, Any]]:
