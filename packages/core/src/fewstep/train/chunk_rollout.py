@@ -66,11 +66,21 @@ class CausalStudent:
     @torch.no_grad()
     def commit(self, clean: Latent, cond: Any, cache: ChunkCache) -> ChunkCache:
         """The cache after a finished chunk: a pass at exactly level 0, without gradient."""
+        if clean.is_meta and cache.segments:  # a plan: all chunks are alike
+            return _like_the_last(cache, clean.shape[2])
         with self.role.running(clean, cond) as (network, latent, prompt):
             return self._causal.commit(network, latent, prompt, cache)
 
     def _predict(self, network: nn.Module, noisy: Latent, sigma: Tensor, cond: CausalCondition) -> Latent:
         return self._causal.velocity(network, noisy, sigma, cond.prompt, cond.cache)
+
+
+def _like_the_last(cache: ChunkCache, chunk: int) -> ChunkCache:
+    def states(stored: tuple[Tensor, ...]) -> Tensor:
+        dtype = stored[0].dtype if stored[0].is_floating_point() else torch.float32
+        return torch.empty_like(cache.policy.codec.decode(stored, dtype))
+
+    return cache.commit([(states(keys), states(values)) for keys, values in cache.segments[-1].layers], chunk)
 
 
 @dataclass(frozen=True, kw_only=True)
