@@ -70,13 +70,7 @@ class SemigroupLoss:
     def __call__(self, roles: Roles, sample: Rollout, batch: Batch, step: int) -> Tensor | None:
         """See `fewstep.train.extra.ExtraLoss`."""
         triple = self.draw(sample.grid, sample.exit, batch.shared)
-        if triple is None:
-            return None
-
-        def velocity(noisy: Latent, level: float) -> Latent:
-            return roles.student.velocity(noisy, level, sample.cond)
-
-        return self.of(triple, [(sample.noisy, sample.velocity, velocity)])
+        return None if triple is None else self.of(triple, [(sample.noisy, sample.velocity, sample.again)])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,8 @@ def fewstep_methods():
 
 @hookimpl
 def fewstep_recipes():
-    where, wan = "fewstep_salt.recipes", ("WanTransformer3DModel",)
+    where, causal = "fewstep_salt.recipes", "fewstep_salt.causal_recipes"
+    wan = ("WanTransformer3DModel",)
     return [
         Card(
             name="sc-dmd-digits",
@@ -53,5 +54,65 @@ def fewstep_recipes():
             target=f"{where}:sc_dmd_wan_1_3b",
             paper="2604.03118",
             models=wan,
+        ),
+        Card(
+            name="salt-worlds",
+            summary="Salt on panning worlds: a causal student for eight, four and two steps",
+            target=f"{causal}:salt_worlds",
+            paper="2604.03118",
+            models=wan,
+        ),
+        Card(
+            name="self-forcing-worlds",
+            summary="Self Forcing on panning worlds, four steps",
+            target=f"{causal}:self_forcing_worlds",
+            paper="2506.08009",
+            models=wan,
+            role="baseline",
+        ),
+        Card(
+            name="self-forcing-8-worlds",
+            summary="Self Forcing on panning worlds, eight steps; with --semigroup 0.2 self-consistency alone",
+            target=f"{causal}:self_forcing_8_worlds",
+            paper="2506.08009",
+            models=wan,
+            role="ablation",
+        ),
+        Card(
+            name="mixed-worlds",
+            summary="mixed step lists alone on panning worlds; with --semigroup 0.2 self-consistency too",
+            target=f"{causal}:mixed_worlds",
+            paper="2604.03118",
+            models=wan,
+            role="ablation",
+        ),
+        Card(
+            name="salt-wan-1.3b",
+            summary="the official Salt recipe for Wan2.1-T2V-1.3B from a start of Self Forcing",
+            target=f"{causal}:salt_wan_1_3b",
+            paper="2604.03118",
+            models=wan,
+        ),
+        Card(
+            name="salt-wan-1.3b-causal-forcing",
+            summary="the official Salt recipe for Wan2.1-T2V-1.3B from a start of Causal Forcing",
+            target=f"{causal}:salt_wan_1_3b_causal_forcing",
+            paper="2604.03118",
+            models=wan,
+        ),
+        Card(
+            name="salt-wan-1.3b-longlive",
+            summary="the official Salt recipe for Wan2.1-T2V-1.3B with the window and sink of LongLive",
+            target=f"{causal}:salt_wan_1_3b_longlive",
+            paper="2604.03118",
+            models=wan,
+        ),
+        Card(
+            name="self-forcing-wan-1.3b",
+            summary="Self Forcing of Wan2.1-T2V-1.3B, four steps",
+            target=f"{causal}:self_forcing_wan_1_3b",
+            paper="2506.08009",
+            models=wan,
+            role="baseline",
         ),
     ]

@@ -79,6 +79,9 @@ class Denoiser(Family, Protocol):
     def decode(self, pipe: Any, latents: Any) -> Any:
         """Videos ``[B, F, 3, H, W]`` with values in [0, 1]."""
 
+    def image_latent(self, pipe: Any, latents: Any) -> Any:
+        """Latent ``[B, C, 1, H, W]`` of the last frame of a video, as the first of another video would be."""
+
 
 class CausalDenoiser(Protocol):
     """Functions by which a network makes a video chunk by chunk, with the `chunk_cache` of what it finished."""

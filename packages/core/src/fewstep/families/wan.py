@@ -130,12 +130,33 @@ def decode(pipe: Any, latents: Latent) -> Float[Tensor, "b f 3 h w"]:
     return (video.float() / 2 + 0.5).clamp(0, 1).transpose(1, 2)
 
 
+@torch.no_grad()
+def image_latent(pipe: Any, latents: Latent) -> Float[Tensor, "b c 1 h w"]:
+    """Latent of the last pixel frame of a video, encoded as an image: as the first of another video would be."""
+    if pipe.vae is None:
+        return latents[:, :, -1:]
+    vae = pipe.vae
+    pixels = decode(pipe, latents)[:, -1:].transpose(1, 2)
+    return normalised(vae, vae.encode((2 * pixels - 1).to(vae.dtype)).latent_dist.mode())
+
+
+def normalised(vae: Any, latents: Latent) -> Latent:
+    """Latents as the transformer takes them, from those of the VAE's encoder; the inverse of `denormalised`."""
+    mean, std = _statistics(vae, latents)
+    return (latents - mean) / std
+
+
 def denormalised(vae: Any, latents: Latent) -> Latent:
     """Latents as the VAE's decoder takes them: scaled and shifted by its statistics."""
-    shape = 1, -1, 1, 1, 1
-    mean = torch.tensor(vae.config.latents_mean, device=latents.device).view(shape)
-    std = torch.tensor(vae.config.latents_std, device=latents.device).view(shape)
+    mean, std = _statistics(vae, latents)
     return latents * std + mean
+
+
+def _statistics(vae: Any, latents: Latent) -> tuple[Tensor, Tensor]:
+    config, shape = vae.config, (1, -1, 1, 1, 1)
+    values = (torch.tensor(part, device=latents.device) for part in (config.latents_mean, config.latents_std))
+    mean, std = (part.view(shape) for part in values)
+    return mean, std
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ pass, chunk by chunk, and no more than the activations of one chunk are ever hel
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from ..families.chunk_cache import CachePolicy, ChunkCache
 from ..flow import Latent, StepGrid
 from .chunk_noise import Transition
 from .roles import Role
+from .rollout import Rollout
 
 
 class CausalCondition(NamedTuple):
@@ -65,11 +66,21 @@ class CausalStudent:
     @torch.no_grad()
     def commit(self, clean: Latent, cond: Any, cache: ChunkCache) -> ChunkCache:
         """The cache after a finished chunk: a pass at exactly level 0, without gradient."""
+        if clean.is_meta and cache.segments:  # a plan: all chunks are alike
+            return _like_the_last(cache, clean.shape[2])
         with self.role.running(clean, cond) as (network, latent, prompt):
             return self._causal.commit(network, latent, prompt, cache)
 
     def _predict(self, network: nn.Module, noisy: Latent, sigma: Tensor, cond: CausalCondition) -> Latent:
         return self._causal.velocity(network, noisy, sigma, cond.prompt, cond.cache)
+
+
+def _like_the_last(cache: ChunkCache, chunk: int) -> ChunkCache:
+    def states(stored: tuple[Tensor, ...]) -> Tensor:
+        dtype = stored[0].dtype if stored[0].is_floating_point() else torch.float32
+        return torch.empty_like(cache.policy.codec.decode(stored, dtype))
+
+    return cache.commit([(states(keys), states(values)) for keys, values in cache.segments[-1].layers], chunk)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,30 +142,35 @@ class ChunkExit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChunkRollout:
-    """A simulated video of a causal student, each chunk left at the same exit step."""
+class ChunkRollout(Rollout):
+    """A simulated video of a causal student, each chunk left at the same exit step.
+
+    `x`, `noisy` and `velocity` are those of the trained frames, as one clip; `start` is the noise of all.
+    """
 
     chunks: tuple[ChunkExit, ...]
-    grid: StepGrid
-    """Steps that it was made with."""
-    exit: int
-    """Index of the exit step, for all chunks."""
-    cond: Any
-    """Condition of the video."""
-    start: Latent
-    """The noise it began with."""
-    first_trained: int = 0
-    """First frame that is trained and scored."""
+    """All chunks, those that are not trained too."""
+    plan: ChunkPlan
+    """How it was made."""
+    transition: Transition
+    """Steps between its levels."""
+    causal: CausalStudent
+    """Who made it."""
+
+    @property
+    def first_trained(self) -> int:
+        """First frame that is trained and scored."""
+        return self.start.shape[2] - self.x.shape[2]
 
     @property
     def trained(self) -> tuple[ChunkExit, ...]:
         """The chunks from `first_trained` on."""
-        return tuple(chunk for chunk in self.chunks if chunk.start >= self.first_trained)
+        return self.chunks[self.first_trained // self.plan.chunk :]
 
-    @property
-    def x(self) -> Latent:
-        """Clean prediction of the trained frames, as one clip."""
-        return torch.cat([chunk.x0 for chunk in self.trained], 2)
+    def again(self, noisy: Latent, sigma: float) -> Latent:
+        """Velocity of the student for the trained frames, each chunk with the cache that it was made with."""
+        pairs = zip(noisy.split(self.plan.chunk, 2), self.trained, strict=True)
+        return torch.cat([self.causal.velocity(part, sigma, self.cond, chunk.cache) for part, chunk in pairs], 2)
 
 
 def roll(
@@ -183,9 +199,18 @@ def roll(
     Raises:
         ValueError: the frames do not divide into chunks; see `ChunkPlan.first_trained`.
     """
-    first = plan.first_trained(start.shape[2])
-    chunks = tuple(_chunks(student, plan, grid.sigmas.tolist()[: exit + 1], cond, start, transition, first, grad))
-    return ChunkRollout(chunks=chunks, grid=grid, exit=exit, cond=cond, start=start, first_trained=first)
+    first, sigmas = plan.first_trained(start.shape[2]), grid.sigmas.tolist()[: exit + 1]
+    chunks = tuple(_chunks(student, plan, sigmas, cond, start, transition, first, grad))
+    how = {"plan": plan, "grid": grid, "cond": cond, "start": start, "transition": transition, "exit": exit}
+    return joined(chunks, first, causal=student, student=student.role, sigma=sigmas[-1], **how)
+
+
+def joined(chunks: Sequence[ChunkExit], first: int, **rest: Any) -> ChunkRollout:
+    """The rollout of these chunks, of which those from frame `first` on are one clip."""
+    trained = [chunk for chunk in chunks if chunk.start >= first]
+    clips = {"x": "x0", "noisy": "noisy", "velocity": "velocity"}
+    joint = {name: torch.cat([getattr(chunk, of) for chunk in trained], 2) for name, of in clips.items()}
+    return ChunkRollout(chunks=tuple(chunks), **joint, **rest)
 
 
 def _chunks(

@@ -146,12 +146,12 @@ class Distillation(Recipe):
     def _roles(self, network: nn.Module) -> Roles:
         """Make roles with trained weights in float32, and frozen ones in the precision of the recipe."""
         if self.lora_rank:
-            _lower(network, self.precision)
+            lower(network, self.precision)
             rank, alpha = self.lora_rank, self.lora_alpha
             targets = self.lora_targets or families.of(network).LORA_TARGETS
             return lora_roles(network, rank=rank, alpha=alpha, targets=targets, seed=self.seed)
         roles = full_roles(network)
-        _lower(roles.teacher.network, self.precision)
+        lower(roles.teacher.network, self.precision)
         return roles
 
     def method(self) -> Method | None:
@@ -219,7 +219,7 @@ def architecture(name: str) -> families.Architecture:
     raise FewstepError(f"the sizes of {name!r} are not known: a plan needs a local folder or one of {', '.join(known)}")
 
 
-def _lower(network: nn.Module, precision: str) -> None:
+def lower(network: nn.Module, precision: str) -> None:
     """Cast weights to half precision, but not those that the model keeps in float32."""
     if precision == "float32":
         return

@@ -108,7 +108,7 @@ def _activations(recipe: Recipe, job: Job, role: str) -> int:
         for weight in (weight for network in roles.networks() for weight in network.parameters()):
             weight.data = weight.data.to(torch.bfloat16)
     for one in roles.values():
-        one.predict, one.recomputed = _unless_idle(one.predict), kept.block
+        one.predict, one.recomputed = _unless_idle(one.predict), kept.later
     for network in roles.networks():
         kept.ignore(network)
         if recipe.recompute and getattr(network, "_supports_gradient_checkpointing", False):
@@ -124,6 +124,7 @@ def _activations(recipe: Recipe, job: Job, role: str) -> int:
     )
     with roles.updating(role), _Flash(), kept.counting():
         job.objective.losses(role, batch, 0)
+        kept.run_last()
     return kept.bytes()
 
 
@@ -146,6 +147,7 @@ class _Kept:
         self.weights: set[int] = set()
         self.largest = 0
         self.inner: _Kept | None = None
+        self.last: tuple[Any, ...] = ()
 
     def ignore(self, network: nn.Module) -> None:
         self.weights |= {weight.untyped_storage()._cdata for weight in network.parameters()}
@@ -176,6 +178,16 @@ class _Kept:
                     self.add(held)
         self.largest = max(self.largest, inner.bytes())
         return out
+
+    def later(self, velocity: Callable[..., Any], noisy: Tensor, *args: Any) -> Tensor:
+        """Instead of recomputing a whole call of a network: of several, which are like each other, the last is run."""
+        self.last = velocity, noisy, *args
+        return torch.empty_like(noisy, dtype=torch.float32).requires_grad_()
+
+    def run_last(self) -> None:
+        """Count the last call that `later` was given."""
+        if self.last:
+            self.block(*self.last)
 
     @contextmanager
     def counting(self) -> Iterator[None]:

@@ -42,9 +42,10 @@ class Batch:
     def __len__(self) -> int:
         return first_tensor(self.cond).shape[0]
 
-    def normal(self) -> Latent:
-        """Fresh noise ``[B, C, F, H, W]`` in float32."""
-        shape = (len(self), *self.shape)
+    def normal(self, frames: int | None = None) -> Latent:
+        """Fresh noise ``[B, C, F, H, W]`` in float32; of another number of frames where it is given."""
+        channels, *rest = self.shape
+        shape = (len(self), channels, *rest) if frames is None else (len(self), channels, frames, *rest[1:])
         if first_tensor(self.cond).device.type == "meta":  # a plan: sizes without numbers
             return torch.empty(shape, device="meta")
         return torch.randn(shape, generator=self.generator, device=self.generator.device)
@@ -137,3 +138,7 @@ class UpdateSchedule:
         if self.count == "student":
             return ("student", *("critic",) * self.critic)
         return ("student", "critic") if step % self.critic == 0 else ("critic",)
+
+    def critic_updates(self, step: int) -> int:
+        """Critic updates before step number `step`, in which official codes of autoregressive students count."""
+        return step if self.count == "critic" else step * self.critic
