@@ -28,6 +28,8 @@ def causal(*, dtype: str = "float32", device: str = "cpu") -> Loaded:
 
 
 def _pipeline(folder: Path, name: str, **how: Any) -> Loaded:
+    """A pipeline with the VAE that both have in common, which is stored once."""
     loaded = from_folder(folder, name=name, weights="trained", **how)
+    loaded.model.register_modules(vae=vae(**how).model)
     loaded.model.set_progress_bar_config(disable=True)
     return loaded
