@@ -50,6 +50,8 @@ class CausalRollouts(DMD2):
     """Makes the first trained frame of a longer video what the teacher knows as a first frame: an image."""
 
     def __post_init__(self) -> None:
+        if checks := getattr(super(), "__post_init__", None):  # those of the objective that this is mixed into
+            checks()
         if self.frames is not None and self.image_latent is None:
             raise ValueError("videos longer than the teacher's clip need an image_latent for the clip's first frame")
         self.causal = CausalStudent(self.roles.student)
