@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from fewstep import families
@@ -16,19 +16,24 @@ from fewstep.loaders import load
 from fewstep.train import adapters
 from fewstep.train.chunk_noise import FreshNoise
 from fewstep.train.chunk_rollout import CausalStudent, ChunkPlan, roll
-from fewstep.train.distillation import Distillation, architecture, lower
+from fewstep.train.distillation import architecture, lower
 from fewstep.train.objective import MetaData, Objective
 from fewstep.train.parallel import World
 from fewstep.train.prompts import embedded, read_prompts
 from fewstep.train.recipe import Job
 from fewstep.train.roles import Role, Roles
+from fewstep.train.student_recipe import StudentRecipe
 from torch import nn
+
+from .method import Salt
 
 
 @dataclass(frozen=True, kw_only=True)
-class CausalDistillation(Distillation):
+class CausalDistillation(StudentRecipe):
     """Distillation into a causal student, from up to three models; methods override `causal_objective`."""
 
+    student_class: ClassVar[type[Salt]] = Salt
+    """Method that runs the student."""
     student_start: str
     """Pipeline that the student starts from: a causal model, in the names of its bidirectional class."""
     critic_start: str | None = None
@@ -53,6 +58,11 @@ class CausalDistillation(Distillation):
         """Chunks and cache."""
         policy = CachePolicy(window=self.window, sink=self.sink)
         return ChunkPlan(chunk=self.chunk, policy=policy, recompute=self.recompute_chunks)
+
+    def method(self) -> Salt:
+        chunks = {"chunk": self.chunk, "window": self.window, "sink": self.sink, "eta": self.eta}
+        size = self.frames, self.height, self.width
+        return self.student_class(steps=self.sampling_grid.raw, shift=self.shift, size=size, **chunks)
 
     def causal_objective(self, roles: Roles, pipe: Any = None) -> Objective:
         """Objective of this run.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from fewstep import families
 from fewstep.flow import StepGrid
@@ -21,6 +21,7 @@ from .causal_distillation import CausalDistillation
 from .causal_losses import ChunkAlignmentLoss
 from .consistency import SemigroupTarget, SemigroupWeight
 from .losses import SemigroupLoss
+from .method import Salt, SelfForcing
 from .objective import ImageLatent, SaltObjective
 from .steps import StepMix, TripleSampler
 
@@ -170,8 +171,20 @@ def _image_latent(pipe: Any) -> ImageLatent:
     return partial(families.denoiser(pipe).image_latent, pipe)
 
 
-SELF_FORCING: dict[str, Any] = {"lists": (4,), "probabilities": (1.0,), "semigroup": 0.0, "alignment": 0.0}
-"""Fields that make Salt Self Forcing: one list, no extra losses."""
+@dataclass(frozen=True, kw_only=True)
+class SelfForcingRecipe(SaltRecipe):
+    """Self Forcing (arXiv:2506.08009): one step list and no extra losses."""
+
+    student_class: ClassVar[type[Salt]] = SelfForcing
+    lists: tuple[int, ...] = (4,)
+    """Numbers of steps that rollouts are made with, evenly spaced before the shift."""
+    probabilities: tuple[float, ...] = (1.0,)
+    """One for each list."""
+    semigroup: float = 0.0
+    """Scale of the semigroup loss of rollouts over the densest list; 0 leaves it out."""
+    alignment: float = 0.0
+    """Scale of the alignment of few-step rollouts with denser ones; 0 leaves it out."""
+
 
 WORLDS: dict[str, Any] = {
     "teacher": "worlds-wan",
@@ -202,14 +215,14 @@ def salt_worlds() -> SaltRecipe:
     return SaltRecipe(**WORLDS)
 
 
-def self_forcing_worlds() -> SaltRecipe:
+def self_forcing_worlds() -> SelfForcingRecipe:
     """Self Forcing with four steps on panning worlds."""
-    return SaltRecipe(**{**WORLDS, **SELF_FORCING})
+    return SelfForcingRecipe(**WORLDS)
 
 
-def self_forcing_8_worlds() -> SaltRecipe:
+def self_forcing_8_worlds() -> SelfForcingRecipe:
     """Self Forcing with eight steps; ``--semigroup 0.2`` is self-consistency alone."""
-    return SaltRecipe(**{**WORLDS, **SELF_FORCING, "lists": (8,)})
+    return SelfForcingRecipe(**WORLDS, lists=(8,))
 
 
 def mixed_worlds() -> SaltRecipe:
@@ -217,23 +230,27 @@ def mixed_worlds() -> SaltRecipe:
     return SaltRecipe(**{**WORLDS, "semigroup": 0.0, "alignment": 0.0})
 
 
+WAN: dict[str, Any] = {
+    "teacher": "Wan-AI/Wan2.1-T2V-14B-Diffusers",
+    "critic_start": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+    "student_start": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+    "prompts": Path("prompts.txt"),
+    "steps": 3000,
+    "batch": 1,
+    "accumulate": 8,  # 64 on eight cards
+    "student": AdamW(lr=2e-6, betas=(0.0, 0.999)),
+    "critic": AdamW(lr=4e-7, betas=(0.0, 0.999)),
+    "ema": 0.99,
+    "ema_from": 40,  # updates of the student: 200 of the critic
+    "precision": "bfloat16",
+    "recompute": True,
+}
+"""Fields of the official recipes; the releases name no length."""
+
+
 def salt_wan_1_3b() -> SaltRecipe:
     """The official recipe on a start of Self Forcing, given by ``--student-start``."""
-    return SaltRecipe(
-        teacher="Wan-AI/Wan2.1-T2V-14B-Diffusers",
-        critic_start="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
-        student_start="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
-        prompts=Path("prompts.txt"),
-        steps=3000,
-        batch=1,
-        accumulate=8,  # 64 on eight cards
-        student=AdamW(lr=2e-6, betas=(0.0, 0.999)),
-        critic=AdamW(lr=4e-7, betas=(0.0, 0.999)),
-        ema=0.99,
-        ema_from=40,  # updates of the student: 200 of the critic
-        precision="bfloat16",
-        recompute=True,
-    )
+    return SaltRecipe(**WAN)
 
 
 def salt_wan_1_3b_causal_forcing() -> SaltRecipe:
@@ -247,6 +264,6 @@ def salt_wan_1_3b_longlive() -> SaltRecipe:
     return replace(salt_wan_1_3b(), alignment_after=1200, reference_noise="aligned-b", ema=0.0, **window)
 
 
-def self_forcing_wan_1_3b() -> SaltRecipe:
+def self_forcing_wan_1_3b() -> SelfForcingRecipe:
     """Self Forcing of Wan2.1-T2V-1.3B, the baseline."""
-    return replace(salt_wan_1_3b(), **SELF_FORCING)
+    return SelfForcingRecipe(**WAN)

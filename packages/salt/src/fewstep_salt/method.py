@@ -133,3 +133,13 @@ class Salt(WanStudent):
         """
         folder = pipe.config.get("_name_or_path") or ""
         return None if hub.shipped(folder, cls.name) is None else cls.from_pretrained(folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfForcing(Salt):
+    """A causal few-step student trained on its own chunks over one step list (Self Forcing, arXiv:2506.08009).
+
+    Run as `Salt` is; a name of its own lets both be measured side by side.
+    """
+
+    name: ClassVar[str] = "self-forcing"

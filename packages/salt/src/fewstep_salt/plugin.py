@@ -17,6 +17,16 @@ def fewstep_methods():
             run="fewstep_salt.inputs:StreamInputs",
         ),
         Card(
+            name="self-forcing",
+            summary="run a causal Wan student of Self Forcing chunk by chunk, as salt does",
+            target="fewstep_salt.method:SelfForcing",
+            paper="2506.08009",
+            models=models,
+            role="baseline",
+            plan="fewstep_salt.plan:plan",
+            run="fewstep_salt.inputs:StreamInputs",
+        ),
+        Card(
             name="sc-dmd",
             summary="run a Wan pipeline in two, four or eight steps without guidance, with steps that compose",
             target="fewstep_salt.sc_dmd:SCDMD",

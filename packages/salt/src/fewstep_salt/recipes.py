@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.flow import StepGrid
-from fewstep.train.distillation import Distillation
 from fewstep.train.dmd2 import DMD2
 from fewstep.train.objective import Objective
 from fewstep.train.optim import AdamW
 from fewstep.train.roles import Roles
+from fewstep.train.student_recipe import StudentRecipe
 
 from .consistency import SemigroupTarget, SemigroupWeight
 from .losses import SemigroupLoss
+from .sc_dmd import SCDMD
 from .steps import L4, L8, TripleSampler
 
 DIGITS_PROMPTS = Path(__file__).with_name("prompts") / "digits.txt"
@@ -22,7 +23,7 @@ DIGITS_PROMPTS = Path(__file__).with_name("prompts") / "digits.txt"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SCDMDRecipe(Distillation):
+class SCDMDRecipe(StudentRecipe):
     """SC-DMD (arXiv:2604.03118): DMD2 on a dense list of steps that compose; ``semigroup=0`` is DMD2 on that list."""
 
     raw_steps: tuple[int, ...] = L8.raw
@@ -47,6 +48,9 @@ class SCDMDRecipe(Distillation):
     @property
     def sampling_grid(self) -> StepGrid:
         return StepGrid(self.use_steps, self.shift)
+
+    def method(self) -> SCDMD:
+        return SCDMD(steps=self.use_steps, shift=self.shift, size=(self.frames, self.height, self.width))
 
     def extra(self) -> dict[str, SemigroupLoss]:
         """Losses beside that of DMD2."""

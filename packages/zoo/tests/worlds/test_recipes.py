@@ -39,7 +39,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def test_an_untrained_vae_keeps_principal_components(folders: dict[str, str]):
     vae = load(folders["vae"]).model
     outcome = data.encoded(vae, 4, "tuning")
-    assert outcome.latents.shape == (4, 16, 21, 8, 8) and outcome.chunk.tolist()[1:] == [0, 0, 0] and outcome.chunk[0] > 0
+    assert (
+        outcome.latents.shape == (4, 16, 21, 8, 8) and outcome.chunk.tolist()[1:] == [0, 0, 0] and outcome.chunk[0] > 0
+    )
     assert 0.5 < outcome.latents.std() < 2  # normalised by its statistics
 
 

@@ -59,7 +59,9 @@ class WorldsRecipe(Recipe):
     def skeleton(self) -> Job:
         with torch.device("meta"):
             network = model.transformer(self.seed)
-        sizes = MetaData((LATENT[0], self.frames, *LATENT[2:]), cond=(model.TOKENS, model.TEXT_WIDTH), uncond=True, x0=True)
+        sizes = MetaData(
+            (LATENT[0], self.frames, *LATENT[2:]), cond=(model.TOKENS, model.TEXT_WIDTH), uncond=True, x0=True
+        )
         return Job(objective=self.objective(network), data=sizes)
 
     def objective(self, network: Any) -> Objective:
