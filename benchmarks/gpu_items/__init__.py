@@ -30,6 +30,7 @@ def _item(name: str, target: str, seconds: int, gigabytes: float, proves: str, *
 _LLM, _VIDEO = ("transformers",), ("transformers", "diffusers")
 _MOE, _VAE = "fewstep_modes", "fewstep_flash_vaed"
 _SLIM, _FOCUS, _SGMD = "fewstep_slim_infer", "fewstep_focus_dllm", "fewstep_sgmd"
+_SALT = "fewstep_salt"
 
 ITEMS = (
     _item("kernels", "correctness:kernels", 90, 8, "every Triton kernel equals its naive twin; NaN-filled, gradients"),
@@ -49,6 +50,8 @@ ITEMS = (
     _item("vae", "video:vae", 90, 30, "Flash-VAED and exact decoding, Wan 2.1 VAE, 81 frames (6x)", *_VIDEO, _VAE),
     _item("wan-steps", "video:few_steps", 60, 12,
           "four steps without guidance against fifty with it, Wan 2.1 1.3B at 480p", *_VIDEO, _SGMD),
+    _item("causal", "causal:causal", 60, 20,
+          "chunks of causal Wan 2.1 1.3B at 480p, full and windowed cache, against fifty steps", *_VIDEO, _SALT),
     _item("sgmd", "training:sgmd", 75, 30,
           "a training step of SGMD against DMD2 5:1, Wan 1.3B with LoRA", *_VIDEO, _SGMD),
     _item("gathered", "attention:gathered", 30, 4, "gathered attention at 32K, a decoding step of LLaDA-8B's heads"),

@@ -127,16 +127,22 @@ def wan_sizes(bench: Bench) -> wan.Architecture:
     return wan.Architecture(transformer=small)
 
 
-def few_steps(bench: Bench) -> None:
-    """A pipeline of the transformer alone: prompts are random, latents are not decoded."""
+def random_pipeline(bench: Bench) -> Loaded:
+    """A pipeline of a random transformer alone: prompts are random too, latents are not decoded."""
     from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
-    from fewstep_sgmd import SGMD
 
     made = network(bench, lambda: WanTransformer3DModel(**wan_sizes(bench).transformer))
     parts = {"tokenizer": None, "text_encoder": None, "vae": None, "transformer": made}
     pipe = WanPipeline(**parts, scheduler=FlowMatchEulerDiscreteScheduler(shift=5.0))
     pipe.set_progress_bar_config(disable=True)
-    loaded = Loaded(model=pipe, name=bench.pick("wan-2.1-1.3b", "tiny-wan"), weights="random")
+    return Loaded(model=pipe, name=bench.pick("wan-2.1-1.3b", "tiny-wan"), weights="random")
+
+
+def few_steps(bench: Bench) -> None:
+    """Four steps without guidance against fifty with it."""
+    from fewstep_sgmd import SGMD
+
+    loaded = random_pipeline(bench)
     real = {"frames": 81, "height": 480, "width": 832}
     task = Generating(**bench.pick(real, {"frames": 5, "height": 32, "width": 32, "tokens": 6}))
     paired(bench, loaded, task, "gpu-video-steps", {"sgmd": SGMD()}, repeats=1)

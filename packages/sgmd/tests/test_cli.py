@@ -11,8 +11,8 @@ import imageio.v3 as iio
 import pytest
 from fewstep.cli import main
 from fewstep.families import wan
+from fewstep.students.export import DiffusersFolder
 from fewstep_sgmd import SGMD
-from fewstep_sgmd.export import DiffusersFolder
 
 
 @pytest.fixture(scope="module")

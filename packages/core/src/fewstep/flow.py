@@ -118,9 +118,22 @@ def transition(
     """
     if eta == 0:
         return euler(noisy, velocity, sigma, following)
+    device = noisy.device if generator is None else generator.device  # one of the CPU gives the same noise everywhere
+    fresh = torch.randn(noisy.shape, generator=generator, device=device, dtype=torch.float32)
+    return transition_with(noisy, velocity, sigma, following, eta, fresh.to(noisy.device))
+
+
+def transition_with(
+    noisy: Latent, velocity: Latent, sigma: float, following: float, eta: float, fresh: Latent
+) -> Latent:
+    """`transition` with given noise."""
     mean, sd = cps(noisy, velocity, sigma, following, eta)
-    fresh = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=torch.float32)
     return mean + sd * fresh
+
+
+def even_steps(count: int) -> tuple[int, ...]:
+    """Raw steps from 1000, evenly spaced: 4 gives 1000, 750, 500 and 250."""
+    return tuple(TRAIN_STEPS - number * (TRAIN_STEPS // count) for number in range(count))
 
 
 @dataclass(frozen=True)

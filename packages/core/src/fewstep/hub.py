@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from . import plugins
-from .data.files import write_text
+from .data.files import read_text, write_text
 from .errors import BadFileError
 
 CONFIG = "fewstep.json"
@@ -78,12 +78,26 @@ def load(cls: Any, source: PathLike) -> Any:
 
 
 def shipped(model: str, method: str) -> Path | None:
-    """The saved `method` that comes with a model of that name, or None."""
+    """The saved `method` that comes with a model of that name, or lies in its folder; None without one.
+
+    Raises:
+        BadFileError: the one in the folder is damaged.
+    """
+    if model and (Path(model) / CONFIG).is_file():
+        return Path(model) if _name_of(Path(model)) == method else None
     card = plugins.loaders().get(model)
     if card is None or method not in card.saved:
         return None
     package, _, folder = card.saved[method].partition(":")
     return Path(str(resources.files(package).joinpath(folder)))
+
+
+def _name_of(folder: Path) -> str:
+    """Name of the method that is saved in a folder."""
+    try:
+        return str(json.loads(read_text(folder / CONFIG))["method"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadFileError(f"{folder / CONFIG} is damaged: {error}") from error
 
 
 def _download(repo_id: str) -> Path:

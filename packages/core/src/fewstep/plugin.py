@@ -52,6 +52,11 @@ def fewstep_kernels():
             target="fewstep.kernels.weighted_residuals:KERNEL",
         ),
         Card(
+            name="token-relation",
+            summary="difference of token similarities within a frame from a reference's, fused with its gradient",
+            target="fewstep.kernels.token_relation:KERNEL",
+        ),
+        Card(
             name="unit-score",
             summary="score of key blocks for one query: unit means, head mean, max over units",
             target="fewstep.kernels.unit_score:KERNEL",

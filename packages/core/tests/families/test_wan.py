@@ -64,3 +64,51 @@ def test_latents_without_a_vae_are_pixels(pipe, channels):
     videos = wan.decode(bare, latents)
     assert videos.shape == (2, 4, 3, 3, 3) and videos.min() == 0 and videos.max() == 1
     assert videos[1, 2, 0, 1, 1].item() == pytest.approx(min(1.0, latents[1, 0, 2, 1, 1].item() / 2 + 0.5))
+
+
+@pytest.fixture
+def noised():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(2, 3, 2, 4, 6, generator=generator), torch.tensor([0.3, 0.7]), torch.ones(2, 5, 8)
+
+
+def seen_after(network, block, noised):
+    """Output of a block in a whole forward pass."""
+    seen = []
+    with network.blocks[block].register_forward_hook(lambda *args: seen.append(args[2])):
+        wan.velocity(network, *noised)
+    return seen[0]
+
+
+@pytest.mark.parametrize("block", [0, 1])
+def test_hidden_tokens_are_the_output_of_a_block_by_frame(noised, block):
+    network, ran = wan.tiny(num_layers=3), []
+    for number, one in enumerate(network.blocks):
+        one.register_forward_pre_hook(lambda *_, number=number: ran.append(number))
+    tokens = wan.hidden_tokens(network, *noised, block)
+    assert tokens.shape == (2, 2, 6, 24) and ran == list(range(block + 1))
+    assert torch.equal(tokens.flatten(1, 2), seen_after(network, block, noised))
+
+
+def test_gradients_of_hidden_tokens_flow_to_the_latents_with_and_without_recomputation(noised):
+    network, gradients = wan.tiny(num_layers=3).requires_grad_(False), []
+    for recompute in (False, True):
+        if recompute:
+            network.train().enable_gradient_checkpointing()
+        noisy = noised[0].clone().requires_grad_()
+        wan.hidden_tokens(network, noisy, *noised[1:], 1).square().sum().backward()
+        gradients.append(noisy.grad)
+    assert gradients[0].any() and torch.equal(*gradients)
+
+
+def test_hidden_tokens_leave_the_network_as_it_was(noised):
+    network = wan.tiny()
+    before, names = wan.velocity(network, *noised), list(network.state_dict())
+    wan.hidden_tokens(network, *noised, 0)
+    with pytest.raises(RuntimeError):
+        wan.hidden_tokens(network, noised[0], noised[1], torch.ones(2, 5, 9), 0)
+    for block in (-1, 2):
+        with pytest.raises(ValueError, match=f"block {block} is not among the 2 blocks of this WanTransformer3DModel"):
+            wan.hidden_tokens(network, *noised, block)
+    assert list(network.state_dict()) == names and not network.blocks[0]._forward_hooks
+    assert torch.equal(wan.velocity(network, *noised), before)

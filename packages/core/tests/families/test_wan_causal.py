@@ -8,7 +8,7 @@ import pytest
 import torch
 from fewstep import UnsupportedModelError
 from fewstep.applied import Applied
-from fewstep.families import wan, wan_causal
+from fewstep.families import chunk_attention, wan, wan_causal
 from fewstep.families.chunk_cache import CachePolicy, ChunkCache, Int8
 
 CHUNK, CHUNKS = 2, 4
@@ -74,6 +74,26 @@ class TestAgainstFullRecomputation:
         assert cache.frames == cache.kept == 8
 
     @torch.no_grad()
+    @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+    def test_one_pass_without_a_mask_equals_the_mask_gradients_too(self, dtype, tolerance):
+        """Three chunks of unequal weight: attention over pairs that the mask allows, chunk by chunk."""
+        chunks, size = 3, 5
+        inputs = torch.randn(3, 2, 2, 2 * chunks * size, 8, dtype=dtype, generator=torch.Generator().manual_seed(0))
+        weight = torch.randn(inputs[0].shape, dtype=dtype, generator=torch.Generator().manual_seed(1))
+        mask = wan_causal.teacher_forcing_mask(chunks, 1).repeat_interleave(size, 0).repeat_interleave(size, 1)
+        got = []
+        for attend in (
+            lambda *parts: chunk_attention.teacher_forced_attention(*parts, chunks),
+            lambda *parts: torch.nn.functional.scaled_dot_product_attention(*parts, attn_mask=mask),
+        ):
+            leaves = [part.clone().requires_grad_() for part in inputs]
+            with torch.enable_grad():
+                out = attend(*leaves)
+                (out * weight).sum().backward()
+            got.append((out.detach(), *(leaf.grad for leaf in leaves)))
+        for fast, naive in zip(*got, strict=True):
+            assert (fast - naive).abs().max() < tolerance
+
     def test_s8_one_noise_level_for_all_tokens_equals_the_stock_timestep(self, network, condition):
         """The first chunk, from an empty cache, is a stock call of the model."""
         noisy, sigma = clip(3, CHUNK), torch.tensor([0.7, 0.2]).double()
@@ -133,9 +153,30 @@ class TestWindow:
         base = ChunkCache().commit([(one, one)], 1)
         left, right = base.commit([(2 * one, one)], 1), base.commit([(3 * one, one)], 1)
         assert base.kept == 1 and left.kept == right.kept == 2
-        assert left.layers[0][0][0].flatten().tolist() == [1, 1, 2, 2]
-        assert right.layers[0][0][0].flatten().tolist() == [1, 1, 3, 3]
+        assert left.attend(0, one, one, 1)[0].flatten().tolist() == [1, 1, 2, 2, 1, 1]
+        assert right.attend(0, one, one, 1)[0].flatten().tolist() == [1, 1, 3, 3, 1, 1]
         assert left.reset() == ChunkCache() and left.nbytes == 2 * base.nbytes
+        assert left.segments[0] is right.segments[0] is base.segments[0]
+
+    def test_a_part_of_a_chunk_that_stays_frees_the_rest(self):
+        """A sink of one frame of a chunk of three: what is dropped is freed, also in the middle of a chunk."""
+        cache = ChunkCache(CachePolicy(window=5, sink=1))
+        for number in range(3):
+            states = torch.arange(3.0).add(3 * number).repeat_interleave(2)[None, :, None, None].clone()
+            cache = cache.commit([(states, states)], 3)
+        (sink, recent), frame = cache.segments, 2 * 2 * 4
+        assert (sink.frames, recent.frames) == (1, 1) and cache.nbytes == 2 * frame
+        held = {part.untyped_storage().nbytes() for segment in cache.segments for part in segment.layers[0][0]}
+        assert held == {frame // 2}
+
+    def test_a_longer_chunk_than_the_last_sees_fewer_frames(self):
+        cache = ChunkCache(CachePolicy(window=6, sink=1))
+        for number in range(4):
+            states = torch.full((1, 1, 1, 1), float(number))
+            cache = cache.commit([(states, states)], 1)
+        longer = torch.arange(4.0, 7)[None, :, None, None]
+        assert cache.kept == 4 and cache.visible(3) == 3
+        assert cache.attend(0, longer, longer, 3)[0].flatten().tolist() == [0, 2, 3, 4, 5, 6]
 
     @pytest.mark.parametrize(
         ("fields", "told"),
@@ -182,7 +223,8 @@ class TestLongVideos:
         switched = wan_causal.recache(network, seen, other, cache)
         assert again.frames == switched.frames == cache.frames == 8
         assert again.kept == switched.kept == 4
-        assert not torch.allclose(again.layers[1][0][0], switched.layers[1][0][0])
+        one, two = (made.segments[0].layers[1][0][0] for made in (again, switched))
+        assert not torch.allclose(one, two)
 
 
 class TestTraining:

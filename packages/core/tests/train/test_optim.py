@@ -50,7 +50,7 @@ def test_matrices_of_the_blocks_move_orthogonally_and_the_rest_as_with_adamw(net
         expected = (
             -RATE * 0.2 * max(muon[name].shape) ** 0.5 * orthogonalised(dict(networks[0].named_parameters())[name].grad)
         )
-        assert (muon[name] - expected).norm() < 0.03 * expected.norm(), name  # torch computes it in bfloat16
+        assert (muon[name] - expected).norm() < 1e-4 * expected.norm(), name  # torch's own bfloat16 is 0.03 off
     for name in muon.keys() - matrices:
         assert torch.equal(muon[name], adamw[name]), name
 

@@ -12,7 +12,7 @@ def fewstep_methods():
             target="fewstep_sgmd.method:SGMD",
             paper="2605.30116",
             models=("WanPipeline",),
-            run="fewstep_sgmd.inputs:VideoInputs",
+            run="fewstep.students.inputs:VideoInputs",
             plan="fewstep_sgmd.plan:plan",
         )
     ]

@@ -6,14 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from fewstep import hub
 from fewstep.families import wan
-from fewstep.train.distillation import Distillation
 from fewstep.train.objective import Objective
 from fewstep.train.optim import AdamW
-from fewstep.train.recipe import Job
 from fewstep.train.roles import Roles
+from fewstep.train.student_recipe import StudentRecipe
 
 from .loss import Weighting
 from .method import SGMD
@@ -27,24 +24,15 @@ NEGATIVE = "镜头晃动，" + wan.NEGATIVE
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudentRecipe(Distillation):
-    """Distillation that leaves a folder for diffusers and for `SGMD.from_pretrained`."""
+class SGMDStudent(StudentRecipe):
+    """Distillation whose student `SGMD` runs."""
 
     def method(self) -> SGMD:
-        """The method that runs the student in the job's own pipeline."""
         return SGMD(steps=self.raw_steps, shift=self.shift, size=(self.frames, self.height, self.width))
-
-    def finish(self, job: Job, network: torch.nn.Module, folder: Path) -> None:
-        super().finish(job, network, folder)
-        full, lora = "transformer/diffusion_pytorch_model.safetensors", "pytorch_lora_weights.safetensors"
-        hub.save(self.method(), folder, files={"weights": lora if self.lora_rank else full})
-
-    def what_is_saved(self) -> str:
-        return f"{super().what_is_saved()}; SGMD.from_pretrained loads it too"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SGMDRecipe(StudentRecipe):
+class SGMDRecipe(SGMDStudent):
     """SGMD (arXiv:2605.30116): one critic update for each student update; ``lam=0`` is TSG-Fisher."""
 
     critic_updates: int = 1
@@ -84,7 +72,7 @@ class SGMDRecipe(StudentRecipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SiDRecipe(StudentRecipe):
+class SiDRecipe(SGMDStudent):
     """Score identity distillation (arXiv:2404.04057) in the same loop, a baseline."""
 
     critic_updates: int = 1
@@ -99,7 +87,7 @@ class SiDRecipe(StudentRecipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DMD2StudentRecipe(StudentRecipe):
+class DMD2StudentRecipe(SGMDStudent):
     """DMD2 (arXiv:2405.14867), the baseline: five critic updates for each student update."""
 
 

@@ -69,6 +69,27 @@ def fewstep_loaders():
             config="fewstep_zoo.clips.load:FOLDER",
             saved={"flash-vaed": "fewstep_zoo:weights/clips-wan-vae-flash"},
         ),
+        Card(
+            name="worlds-wan",
+            summary="a Wan video model of panning worlds, 1.6 M parameters, trained from scratch",
+            target="fewstep_zoo.worlds.load:teacher",
+            models=("WanPipeline",),
+            config="fewstep_zoo.worlds.load:TEACHER",
+        ),
+        Card(
+            name="worlds-causal-wan",
+            summary="a causal Wan of panning worlds: a video chunk by chunk, each given the clean ones before it",
+            target="fewstep_zoo.worlds.load:causal",
+            models=("WanPipeline",),
+            config="fewstep_zoo.worlds.load:CAUSAL",
+        ),
+        Card(
+            name="worlds-vae",
+            summary="the video VAE of panning worlds, 1.9 M parameters: 8x in space, 4x in time, as Wan 2.1's",
+            target="fewstep_zoo.worlds.load:vae",
+            models=("AutoencoderKLWan",),
+            config="fewstep_zoo.worlds.load:VAE",
+        ),
     ]
 
 
@@ -84,6 +105,16 @@ def fewstep_tasks():
             name="time-to-quality",
             summary="train recipes on moving digits: seconds until the baseline's best Frechet distance",
             target="fewstep_zoo.digits.task:TimeToQuality",
+        ),
+        Card(
+            name="worlds",
+            summary="make clips of panning worlds from prompts: time per clip, direction, steadiness, kernel distance",
+            target="fewstep_zoo.worlds.task:Worlds",
+        ),
+        Card(
+            name="worlds-continuation",
+            summary="go on with true beginnings of panning worlds: PSNR against the truth, chunk by chunk",
+            target="fewstep_zoo.worlds.task:WorldsContinuation",
         ),
         Card(
             name="digit-qa",
@@ -118,6 +149,23 @@ def fewstep_recipes():
             summary="train digits-qwen3-vl-moe from scratch on questions about canvases of digits",
             target="fewstep_zoo.vlm.recipe:Answerer",
             paper="2511.21631",
+        ),
+        Card(
+            name="worlds-wan-teacher",
+            summary="train worlds-wan by flow matching on whole clips, from worlds-causal-wan",
+            target="fewstep_zoo.worlds.recipes:Teacher",
+            paper="2210.02747",
+        ),
+        Card(
+            name="worlds-causal-wan",
+            summary="train worlds-causal-wan from scratch by teacher forcing, with turns in mid-clip",
+            target="fewstep_zoo.worlds.recipes:Causal",
+            paper="2412.07772",
+        ),
+        Card(
+            name="worlds-vae",
+            summary="train the VAE of panning worlds from scratch",
+            target="fewstep_zoo.worlds.vae:WorldsVAE",
         ),
         Card(
             name="clips-wan-vae",

@@ -16,6 +16,7 @@ from fewstep.train.optim import AdamW
 from fewstep.train.parallel import World
 from fewstep.train.recipe import Recipe
 from fewstep.train.run import Run
+from fewstep_zoo import closed_language
 from fewstep_zoo.digits import clips, model
 from fewstep_zoo.digits.data import LabelledClips, PromptedClips, Prompts
 from fewstep_zoo.digits.judge import DigitsJudge
@@ -64,7 +65,10 @@ def test_two_steps_give_a_pipeline_that_loads_and_makes_clips(teacher: tuple[Pat
 
 
 def test_the_text_encoder_is_not_trained(teacher: tuple[Path, list[dict[str, float]]]):
-    fresh, saved = model.text_encoder().state_dict(), load(str(teacher[0])).model.text_encoder.state_dict()
+    fresh, saved = (
+        closed_language.text_encoder(model.WORDS, model.TEXT_WIDTH).state_dict(),
+        load(str(teacher[0])).model.text_encoder.state_dict(),
+    )
     assert fresh.keys() == saved.keys() and all(torch.equal(fresh[name], saved[name]) for name in fresh)
 
 

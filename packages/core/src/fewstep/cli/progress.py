@@ -23,12 +23,16 @@ class PlainProgress:
 
     def step(self, done: int, total: int, metrics: dict[str, float]) -> None:
         """Print the first training step that is run, the last, and one every few seconds between them."""
+        self.line(done, total, _losses(metrics))
+
+    def line(self, done: int, total: int | None, text: str) -> None:
+        """Print the first piece of work, the last, and one every few seconds between them; no total: endless."""
         now = self.clock()
         if not self.first:
             self.start, self.first = now, done
         if done in (self.first, total) or now - self.said >= EVERY:
             self.said = now
-            self.say(f"{self._place(done, total, self.first)} {_losses(metrics)}")
+            self.say(f"{self._place(done, total, self.first)} {text}")
 
     def event(self, event: Event) -> None:
         """Print a step of a measurement with the number of runs that are over."""
@@ -38,8 +42,10 @@ class PlainProgress:
         """Print `text`."""
         print(text, flush=True)
 
-    def _place(self, done: int, total: int, first: int) -> str:
-        """``[3/12] 25%, 1:30 left:``; the count alone at the end and before anything was timed."""
+    def _place(self, done: int, total: int | None, first: int) -> str:
+        """``[3/12] 25%, 1:30 left:``; the count alone at the end, before anything was timed, and without an end."""
+        if total is None:
+            return f"[{done}]"
         if not total > done > first:
             return f"[{done}/{total}]"
         left = (self.clock() - self.start) / (done - first) * (total - done)
@@ -60,9 +66,9 @@ class BarProgress(PlainProgress):
         self.progress = Progress(*shown, refresh_per_second=2, expand=True)
         self.bar = self.progress.add_task(title, total=None, losses=title)
 
-    def step(self, done: int, total: int, metrics: dict[str, float]) -> None:
-        """Move the bar and show the newest losses."""
-        self.progress.update(self.bar, completed=done, total=total, losses=_losses(metrics))
+    def line(self, done: int, total: int | None, text: str) -> None:
+        """Move the bar and show the newest text."""
+        self.progress.update(self.bar, completed=done, total=total, losses=text)
 
     def event(self, event: Event) -> None:
         """Move the bar and print the step above it."""

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -77,25 +77,34 @@ def write(frames: Float[Tensor, "f c h w"], path: Path, *, fps: float = 16.0, zo
     check_rate(fps)
     if frames.ndim != 4 or frames.shape[1] not in (1, 3) or frames.numel() == 0:
         raise ValueError(f"a clip needs frames [f, 1 or 3, h, w], found {tuple(frames.shape)}")
-    if zoom < 1 or zoom * max(frames.shape[2:]) > MOST_PIXELS:
-        raise ValueError(f"zoom={zoom} must be at least 1 and give at most {MOST_PIXELS} rows and columns")
     import imageio.v3 as imageio
 
     kind = path.suffix.lower()
-    pixels = _pixels(frames, zoom)
     part = path.with_name(f".{path.stem}.part{kind}")
     if kind == ".mp4":
-        even = F.pad(pixels, (0, pixels.shape[3] % 2, 0, pixels.shape[2] % 2), mode="replicate")
-        rows = even.permute(0, 2, 3, 1).contiguous().numpy()
+        rows = even_pixels(frames, zoom).numpy()
         imageio.imwrite(part.absolute(), rows, plugin="pyav", codec="libx264", fps=fps, out_pixel_format="yuv420p")
     else:
-        rows = pixels.permute(0, 2, 3, 1).contiguous().numpy()
+        rows = pixels(frames, zoom).permute(0, 2, 3, 1).contiguous().numpy()
         imageio.imwrite(part.absolute(), rows, plugin="pillow", duration=1000 / fps, loop=0)
     os.replace(part, path)
 
 
-def _pixels(frames: Float[Tensor, "f c h w"], zoom: int) -> Tensor:
-    """``[f, 3, zoom h, zoom w]`` in uint8."""
+def even_pixels(frames: Float[Tensor, "f c h w"], zoom: int) -> UInt8[Tensor, "f H W 3"]:
+    """Pixels as H.264 takes them: rows and columns are even in number, the last one repeated where they were not."""
+    large = pixels(frames, zoom)
+    even = F.pad(large, (0, large.shape[3] % 2, 0, large.shape[2] % 2), mode="replicate")
+    return even.permute(0, 2, 3, 1).contiguous()
+
+
+def pixels(frames: Float[Tensor, "f c h w"], zoom: int) -> UInt8[Tensor, "f 3 H W"]:
+    """Bytes of frames with values in [0, 1], each pixel `zoom` times in each direction.
+
+    Raises:
+        ValueError: zoom is below 1, or gives more rows or columns than files hold.
+    """
+    if zoom < 1 or zoom * max(frames.shape[2:]) > MOST_PIXELS:
+        raise ValueError(f"zoom={zoom} must be at least 1 and give at most {MOST_PIXELS} rows and columns")
     bytes_ = (frames.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
     large = bytes_.repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
     return large.expand(-1, 3, -1, -1)

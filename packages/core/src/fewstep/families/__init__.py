@@ -29,6 +29,8 @@ BY_CLASS: Mapping[str, str] = {
     "WanTransformer3DModel": "wan",
 }
 """Module by class name of a model or pipeline, for families that are found by a model alone."""
+CAUSAL: Mapping[str, str] = {"wan": "wan_causal"}
+"""Module by which networks of a family make a video chunk by chunk, by the family's own module."""
 
 
 class Family(Protocol):
@@ -58,6 +60,13 @@ class Denoiser(Family, Protocol):
     def velocity(self, network: Any, noisy: Any, sigma: Any, cond: Any) -> Any:
         """Call the network: velocity ``[B, C, F, H, W]`` at noise levels `sigma` ``[B]``, given conditions."""
 
+    def hidden_tokens(self, network: Any, noisy: Any, sigma: Any, cond: Any, block: int) -> Any:
+        """Tokens ``[B, F, S, d]`` after a block (from 0) of the network, by latent frame; later blocks do not run.
+
+        Raises:
+            ValueError: there is no such block.
+        """
+
     def encode_prompts(self, pipe: Any, prompts: Sequence[str], tokens: int) -> Any:
         """Conditions ``[B, T, d]`` as the pipeline itself makes them, padding zeroed."""
 
@@ -69,6 +78,22 @@ class Denoiser(Family, Protocol):
 
     def decode(self, pipe: Any, latents: Any) -> Any:
         """Videos ``[B, F, 3, H, W]`` with values in [0, 1]."""
+
+    def image_latent(self, pipe: Any, latents: Any) -> Any:
+        """Latent ``[B, C, 1, H, W]`` of the last frame of a video, as the first of another video would be."""
+
+
+class CausalDenoiser(Protocol):
+    """Functions by which a network makes a video chunk by chunk, with the `chunk_cache` of what it finished."""
+
+    def make_causal(self, network: Any, undo: Any) -> None:
+        """Let the other functions work on `network` until `undo` is removed."""
+
+    def velocity(self, network: Any, noisy: Any, sigma: Any, cond: Any, cache: Any) -> Any:
+        """Velocity of the chunk that follows what is in `cache`, which stays as it is."""
+
+    def commit(self, network: Any, clean: Any, cond: Any, cache: Any) -> Any:
+        """The cache after a finished chunk, without gradient."""
 
 
 class Architecture(Protocol):
@@ -152,6 +177,20 @@ def denoiser(model: Any) -> Any:
             f"{type(model).__name__} predicts no velocity, so it cannot be trained or distilled"
         )
     return family
+
+
+def causal(model: Any) -> Any:
+    """Return the module of a model's family that makes videos chunk by chunk; see `CausalDenoiser`.
+
+    Raises:
+        UnsupportedModelError: the family has none.
+    """
+    name = of(model).__name__.rpartition(".")[2]
+    if name not in CAUSAL:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} makes no videos chunk by chunk; models of {', '.join(CAUSAL)} do"
+        )
+    return by_name(CAUSAL[name])
 
 
 def denoisers() -> list[Any]:

@@ -28,10 +28,13 @@ class ChunkCall:
     """Positions, cache and mask of one call of the network, for its attention layers."""
 
     frames: Int[Tensor, " f"]
-    """Position of each frame of the input."""
+    """Position of each frame of the input; on the CPU, so that nothing waits for a GPU."""
     cache: ChunkCache = ChunkCache()
     mask: Bool[Tensor, "q k"] | None = None
-    """Tokens that each token of the input attends to; None: all, and everything in `cache`."""
+    """Tokens that each token of the input attends to; None: all, and what is in `cache`. Naive form of `forced`."""
+    forced: int = 0
+    """Chunks of a video that is given twice, clean and then noisy (see `teacher_forced_attention`); 0: one chunk, which
+    attends to itself and to everything in `cache`."""
     recorded: list[tuple[States, States]] | None = None
     """Keys and values of each layer, where the call is to be committed."""
 
@@ -75,7 +78,7 @@ class CausalRope:
         rotation = _Rotation(angles(self.rope, call.frames, *grid))
         rotation.call, rotation.past = call, None
         if call.cache.policy.relative:
-            past = torch.arange(call.cache.visible(len(call.frames)), device=hidden_states.device)
+            past = torch.arange(call.cache.visible(len(call.frames)))
             rotation.past = angles(self.rope, past, *grid)
         return rotation
 
@@ -92,7 +95,7 @@ def angles(rope: Any, frames: Int[Tensor, " f"], height: int, width: int) -> Ang
             "for longer videos use a cache with a window and relative positions"
         )
     sizes = [rope.t_dim, rope.h_dim, rope.w_dim]
-    shape = len(frames), height, width
+    shape, frames = (len(frames), height, width), frames.to(rope.freqs_cos.device)
     rotation = []
     for table in (rope.freqs_cos, rope.freqs_sin):
         time, rows, columns = table.split(sizes, 1)
@@ -128,6 +131,7 @@ class CausalProcessor:
             return self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
         call = rotary_emb.call
         query, keys, values = (part.unflatten(2, (attn.heads, -1)) for part in _projections(attn, hidden_states))
+        query, keys = query.type_as(values), keys.type_as(values)  # norms under autocast answer in float32
         query, raw = rotate(query, rotary_emb), keys
         keys = rotate(keys, rotary_emb)
         stored = raw if call.cache.policy.relative else keys
@@ -135,7 +139,10 @@ class CausalProcessor:
             call.recorded.append((stored, values))
         keys, values = self._with_past(rotary_emb, keys, values)
         heads_first = (part.transpose(1, 2) for part in (query, keys, values))
-        out = F.scaled_dot_product_attention(*heads_first, attn_mask=call.mask).transpose(1, 2)
+        if call.forced:
+            out = teacher_forced_attention(*heads_first, call.forced).transpose(1, 2)
+        else:
+            out = F.scaled_dot_product_attention(*heads_first, attn_mask=call.mask).transpose(1, 2)
         return attn.to_out[1](attn.to_out[0](out.flatten(2).type_as(query)))
 
     def _with_past(self, rotation: _Rotation, keys: States, values: States) -> tuple[States, States]:
@@ -146,6 +153,25 @@ class CausalProcessor:
             return keys, values
         past = rotate(keys[:, :-fresh], rotation.past)
         return torch.cat([past, keys[:, -fresh:]], 1), values
+
+
+def teacher_forced_attention(
+    query: Float[Tensor, "b h 2n d"], keys: Float[Tensor, "b h 2n d"], values: Float[Tensor, "b h 2n d"], chunks: int
+) -> Float[Tensor, "b h 2n d"]:
+    """Attention over ``[clean; noisy]`` of a video of `chunks` chunks, a few products without a mask for each.
+
+    A clean chunk sees clean ones up to itself; a noisy one sees clean ones before it, and itself. These are
+    ``(chunks + 1) / (4 chunks)`` of the products that a mask computes and then throws away or keeps.
+    """
+    half = query.shape[2] // 2
+    size, clean, noisy = half // chunks, [], []
+    for start in range(0, half, size):
+        own, late = slice(start, start + size), slice(half + start, half + start + size)
+        seen = (part[:, :, : start + size] for part in (keys, values))
+        clean.append(F.scaled_dot_product_attention(query[:, :, own], *seen))
+        seen = (torch.cat([part[:, :, :start], part[:, :, late]], 2) for part in (keys, values))
+        noisy.append(F.scaled_dot_product_attention(query[:, :, late], *seen))
+    return torch.cat([*clean, *noisy], 2)
 
 
 def _projections(attn: Any, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:

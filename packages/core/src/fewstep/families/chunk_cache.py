@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -50,6 +50,10 @@ class Int8:
         return (numbers * scale).to(dtype)
 
 
+CODECS: Mapping[str, Codec] = {"plain": Plain(), "int8": Int8()}
+"""Codecs by name."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class CachePolicy:
     """Frames that a chunk attends to, and how their keys are kept."""
@@ -86,24 +90,50 @@ class CachePolicy:
 
 
 @dataclass(frozen=True)
+class Segment:
+    """Committed keys and values of some frames that follow each other, in all layers."""
+
+    frames: int
+    layers: tuple[tuple[tuple[Tensor, ...], tuple[Tensor, ...]], ...]
+    """Stored keys and values, by layer."""
+
+    def copy(self, first: int, last: int) -> Segment:
+        """Frames ``first..last-1`` in memory of their own, so that the rest can be freed."""
+
+        def copied(stored: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return tuple(_frames(part, self.frames, first, last).clone() for part in stored)
+
+        return Segment(last - first, tuple((copied(keys), copied(values)) for keys, values in self.layers))
+
+
+@dataclass(frozen=True)
 class ChunkCache:
     """Committed keys and values of all layers, immutable: `commit` returns another cache, so a fork is free and safe.
 
+    Caches of one video share what they hold: each chunk is a segment of its own, and none is copied to add another.
     Tensors carry no gradient: chunks do not train each other.
     """
 
     policy: CachePolicy = CachePolicy()
     frames: int = 0
     """Frames committed since the beginning; the next chunk starts at this one."""
-    kept: int = 0
-    """Frames whose keys and values are held."""
-    layers: tuple[tuple[tuple[Tensor, ...], tuple[Tensor, ...]], ...] = ()
-    """Stored keys and values, by layer."""
+    segments: tuple[Segment, ...] = ()
+    """What is held, in order."""
+
+    @property
+    def kept(self) -> int:
+        """Frames whose keys and values are held."""
+        return sum(segment.frames for segment in self.segments)
 
     @property
     def nbytes(self) -> int:
-        """Bytes held."""
-        return sum(part.nbytes for layer in self.layers for stored in layer for part in stored)
+        """Bytes held, also where other caches hold them too."""
+        return sum(tensor.nbytes for tensor in self.tensors())
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All tensors that are held."""
+        for segment in self.segments:
+            yield from (part for layer in segment.layers for stored in layer for part in stored)
 
     def visible(self, chunk: int) -> int:
         """Number of past frames that a chunk of `chunk` frames attends to."""
@@ -115,46 +145,46 @@ class ChunkCache:
 
         With a relative policy keys are not rotated yet, neither the past ones nor, by convention, the given ones.
         """
-        if not self.kept:
+        if not self.segments:
             return keys, values
-        tokens, seen = keys.shape[1] // chunk, self.visible(chunk)
-        past = (
-            self.policy.codec.decode(_window(stored, tokens, self.kept, seen, self.policy.sink), keys.dtype)
-            for stored in self.layers[layer]
-        )
-        past_keys, past_values = past
-        return torch.cat([past_keys, keys], 1), torch.cat([past_values, values], 1)
+        parts: tuple[list[States], list[States]] = [], []
+        for segment, first, last in self._seen(self.visible(chunk)):
+            for stored, found in zip(segment.layers[layer], parts, strict=True):
+                part = tuple(_frames(tensor, segment.frames, first, last) for tensor in stored)
+                found.append(self.policy.codec.decode(part, keys.dtype))
+        return torch.cat([*parts[0], keys], 1), torch.cat([*parts[1], values], 1)
 
+    @torch.no_grad()
     def commit(self, fresh: Sequence[tuple[States, States]], chunk: int) -> ChunkCache:
         """A cache that also holds the keys and values of a finished chunk of `chunk` frames, given layer by layer."""
-        tokens, policy = fresh[0][0].shape[1] // chunk, self.policy
-        held, past = self.kept + chunk, policy.past(chunk)
-        kept = held if past is None else min(held, past)
-        before = self.layers or tuple(((), ()) for _ in fresh)
-        with torch.no_grad():
-            layers = tuple(
-                tuple(
-                    _window(_joined(stored, policy.codec.encode(states.detach())), tokens, held, kept, policy.sink)
-                    for stored, states in zip(layer, pair, strict=True)
-                )
-                for layer, pair in zip(before, fresh, strict=True)
-            )
-        return replace(self, frames=self.frames + chunk, kept=kept, layers=layers)  # type: ignore[arg-type]
+        encode, past = self.policy.codec.encode, self.policy.past(chunk)
+        layers = tuple((encode(keys.detach()), encode(values.detach())) for keys, values in fresh)
+        longer = replace(self, frames=self.frames + chunk, segments=(*self.segments, Segment(chunk, layers)))
+        if past is None or longer.kept <= past:
+            return longer
+        kept = (
+            segment if (first, last) == (0, segment.frames) else segment.copy(first, last)
+            for segment, first, last in longer._seen(past)
+        )
+        return replace(longer, segments=tuple(kept))
 
     def reset(self) -> ChunkCache:
         """An empty cache of the same policy."""
         return ChunkCache(self.policy)
 
+    def _seen(self, count: int) -> Iterator[tuple[Segment, int, int]]:
+        """Segments with the range of their frames in the sink or among the last ones, `count` frames in all."""
+        sink, at = min(self.policy.sink, count), 0
+        recent = self.kept - (count - sink)
+        for segment in self.segments:
+            end = at + segment.frames
+            all_seen = recent <= sink  # nothing lies between them
+            ranges = [(at, end)] if all_seen else [(at, min(end, sink)), (max(at, recent), end)]
+            yield from ((segment, first - at, last - at) for first, last in ranges if first < last)
+            at = end
 
-def _joined(stored: tuple[Tensor, ...], fresh: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    if not stored:
-        return fresh
-    return tuple(torch.cat([old, new], 1) for old, new in zip(stored, fresh, strict=True))
 
-
-def _window(stored: tuple[Tensor, ...], tokens: int, held: int, kept: int, sink: int) -> tuple[Tensor, ...]:
-    """The sink and the last frames, `kept` in all, of `held` frames of `tokens` tokens."""
-    if kept == held:
-        return stored
-    first, last = min(sink, kept) * tokens, (held - kept + min(sink, kept)) * tokens
-    return tuple(torch.cat([part[:, :first], part[:, last:]], 1) for part in stored)
+def _frames(part: Tensor, frames: int, first: int, last: int) -> Tensor:
+    """Tokens of frames ``first..last-1`` of a tensor that holds `frames` frames."""
+    tokens = part.shape[1] // frames
+    return part[:, first * tokens : last * tokens]

@@ -63,10 +63,58 @@ def velocity(network: nn.Module, noisy: Latent, sigma: Float[Tensor, " b"], cond
     return network(hidden_states=noisy, timestep=timestep, encoder_hidden_states=cond, return_dict=False)[0]
 
 
+def hidden_tokens(
+    network: nn.Module, noisy: Latent, sigma: Float[Tensor, " b"], cond: Float[Tensor, "b t d"], block: int
+) -> Float[Tensor, "b f s d"]:
+    """Hidden tokens after one block of a ``WanTransformer3DModel``, by latent frame; later blocks do not run.
+
+    Meanwhile the network has no later blocks for other callers either. Gradients flow to `noisy`.
+
+    Args:
+        network: the transformer.
+        noisy: ``x_s``, ``[B, C, F, H, W]``.
+        sigma: noise levels.
+        cond: prompt embeddings.
+        block: number of the block, from 0.
+
+    Raises:
+        ValueError: there is no such block.
+    """
+    model = unwrapped(network)
+    blocks, seen = model.blocks, []
+    if not 0 <= block < len(blocks):
+        raise ValueError(f"block {block} is not among the {len(blocks)} blocks of this {type(model).__name__}")
+    # cut short, not left by an exception: hooks of sharding and recomputation see a whole forward pass
+    hook = blocks[block].register_forward_hook(lambda _, inputs, output: seen.append(output))
+    model.blocks = blocks[: block + 1]
+    try:
+        velocity(network, noisy, sigma, cond)
+    finally:
+        model.blocks = blocks
+        hook.remove()
+    return seen[0].unflatten(1, (noisy.shape[2] // model.config.patch_size[0], -1))
+
+
 def encode_prompts(pipe: Any, prompts: Sequence[str], tokens: int) -> Float[Tensor, "b t d"]:
     """Prompt embeddings, padded to `tokens` rows with zeros (WanPipeline pads to 512)."""
     embeddings, _ = pipe.encode_prompt(list(prompts), do_classifier_free_guidance=False, max_sequence_length=tokens)
     return embeddings
+
+
+def check_prompts(pipe: Any, prompts: Sequence[str], tokens: int) -> None:
+    """Refuse prompts that the tokenizer would cut off without a word.
+
+    Raises:
+        ValueError: a prompt has more tokens than the model reads.
+    """
+    for prompt in prompts:
+        if (count := len(pipe.tokenizer(prompt)["input_ids"])) > tokens:
+            raise ValueError(f"the prompt has {count} tokens and the model reads {tokens}: shorten {prompt[:40]!r}")
+
+
+def prompt_tokens(pipe: Any) -> int:
+    """Rows of a prompt embedding: what the tokenizer was saved with, and at most the 512 that Wan was trained with."""
+    return 512 if pipe.tokenizer is None else min(512, pipe.tokenizer.model_max_length)
 
 
 @torch.no_grad()
@@ -82,12 +130,33 @@ def decode(pipe: Any, latents: Latent) -> Float[Tensor, "b f 3 h w"]:
     return (video.float() / 2 + 0.5).clamp(0, 1).transpose(1, 2)
 
 
+@torch.no_grad()
+def image_latent(pipe: Any, latents: Latent) -> Float[Tensor, "b c 1 h w"]:
+    """Latent of the last pixel frame of a video, encoded as an image: as the first of another video would be."""
+    if pipe.vae is None:
+        return latents[:, :, -1:]
+    vae = pipe.vae
+    pixels = decode(pipe, latents)[:, -1:].transpose(1, 2)
+    return normalised(vae, vae.encode((2 * pixels - 1).to(vae.dtype)).latent_dist.mode())
+
+
+def normalised(vae: Any, latents: Latent) -> Latent:
+    """Latents as the transformer takes them, from those of the VAE's encoder; the inverse of `denormalised`."""
+    mean, std = _statistics(vae, latents)
+    return (latents - mean) / std
+
+
 def denormalised(vae: Any, latents: Latent) -> Latent:
     """Latents as the VAE's decoder takes them: scaled and shifted by its statistics."""
-    shape = 1, -1, 1, 1, 1
-    mean = torch.tensor(vae.config.latents_mean, device=latents.device).view(shape)
-    std = torch.tensor(vae.config.latents_std, device=latents.device).view(shape)
+    mean, std = _statistics(vae, latents)
     return latents * std + mean
+
+
+def _statistics(vae: Any, latents: Latent) -> tuple[Tensor, Tensor]:
+    config, shape = vae.config, (1, -1, 1, 1, 1)
+    values = (torch.tensor(part, device=latents.device) for part in (config.latents_mean, config.latents_std))
+    mean, std = (part.view(shape) for part in values)
+    return mean, std
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,6 +51,18 @@ def make_causal(network: Any, undo: Applied) -> None:
     undo.set(network.rope, "forward", CausalRope(network.rope))
 
 
+def check_causal(network: Any) -> None:
+    """Refuse a transformer that would answer without looking at its cache.
+
+    Raises:
+        UnsupportedModelError: it was not made causal, or the change was undone.
+    """
+    if not isinstance(network.rope.forward, CausalRope):
+        raise UnsupportedModelError(
+            f"this {type(network).__name__} is not causal now: use it while a causal method is applied"
+        )
+
+
 def velocity(
     network: Any, noisy: Latent, sigma: Float[Tensor, " b"], cond: Float[Tensor, "b t d"], cache: ChunkCache
 ) -> Latent:
@@ -66,14 +78,14 @@ def velocity(
     Raises:
         ValueError: the chunk does not fit into the window, or begins beyond the rotary table (see `CachePolicy`).
     """
-    frames = torch.arange(noisy.shape[2], device=noisy.device) + _start(cache, noisy.shape[2])
+    frames = torch.arange(noisy.shape[2]) + _start(cache, noisy.shape[2])
     return _forward(network, noisy, TRAIN_STEPS * sigma, cond, ChunkCall(frames, cache))
 
 
 @torch.no_grad()
 def commit(network: Any, clean: Latent, cond: Float[Tensor, "b t d"], cache: ChunkCache) -> ChunkCache:
     """The cache after a finished chunk: its keys and values are those of a pass at noise level 0."""
-    frames = torch.arange(clean.shape[2], device=clean.device) + _start(cache, clean.shape[2])
+    frames = torch.arange(clean.shape[2]) + _start(cache, clean.shape[2])
     call = ChunkCall(frames, cache, recorded=[])
     _forward(network, clean, torch.zeros(clean.shape[0], device=clean.device), cond, call)
     assert call.recorded is not None
@@ -123,11 +135,10 @@ def teacher_forced(
         raise ValueError(f"{count} frames do not divide into chunks of {chunk}")
     _, height, width = network.config.patch_size
     tokens = (clean.shape[3] // height) * (clean.shape[4] // width)
-    frames = torch.arange(count, device=clean.device).repeat(2)
+    frames = torch.arange(count).repeat(2)
     times = torch.cat([torch.zeros_like(sigma), TRAIN_STEPS * sigma], 1).repeat_interleave(tokens, 1)
-    mask = teacher_forcing_mask(count, chunk).to(clean.device)
-    mask = mask.repeat_interleave(tokens, 0).repeat_interleave(tokens, 1)
-    both = _forward(network, torch.cat([clean, noisy], 2), times, cond, ChunkCall(frames, mask=mask))
+    call = ChunkCall(frames, forced=count // chunk)
+    both = _forward(network, torch.cat([clean, noisy], 2), times, cond, call)
     return both[:, :, count:]
 
 
@@ -155,5 +166,6 @@ def _start(cache: ChunkCache, chunk: int) -> int:
 
 
 def _forward(network: Any, video: Latent, timestep: Tensor, cond: Tensor, call: ChunkCall) -> Latent:
+    check_causal(network)
     with calling(call):
         return network(hidden_states=video, timestep=timestep, encoder_hidden_states=cond, return_dict=False)[0]

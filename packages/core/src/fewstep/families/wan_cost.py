@@ -10,6 +10,8 @@ from ..roofline import Cost, Operation, Phase, Workload
 from . import wan_vae_phases
 from .wan import Architecture
 
+STEP = "denoising step"
+"""Name of the phase of one call of the transformer."""
 STEPS = 50
 """Denoising steps that Wan is released with."""
 LAUNCHES, AROUND = 106, 78
@@ -28,10 +30,41 @@ def cost(parts: Mapping[str, Any], work: Workload, steps: int, guided: bool) -> 
     """
     transformer, calls = parts["transformer"], 2 if guided else 1
     shape = _architecture(parts).latent(work.frames, work.height, work.width)
-    step = network(transformer, shape, work)
-    phases = [
-        Phase(name="denoising step", operations=tuple(calls * operation for operation in step), times=steps),
-    ]
+    step = tuple(calls * operation for operation in network(transformer, shape, work))
+    return _around(parts, work, Phase(name=STEP, operations=step, times=steps), shape, calls)
+
+
+def causal(parts: Mapping[str, Any], work: Workload, steps: int, chunk: int, window: int | None = None) -> Cost:
+    """Phases and memory of one call that makes the video chunk by chunk, without guidance (see `wan_causal`).
+
+    Each chunk costs `steps` calls of the network and one for the cache, but the last, which nobody looks back at.
+    Attention is linear in the past, so the mean chunk stands for all.
+
+    Args:
+        parts: configurations by part of the pipeline.
+        work: the video; frames that do not divide into chunks are rounded up.
+        steps: of each chunk.
+        chunk: latent frames of a chunk.
+        window: latent frames that a chunk attends to, its own included; None: all.
+
+    Raises:
+        ValueError: the video does not divide into latents and patches.
+    """
+    transformer = parts["transformer"]
+    channels, frames, *size = _architecture(parts).latent(work.frames, work.height, work.width)
+    count = -(-frames // chunk)
+    room = frames if window is None else window - chunk
+    seen = [min(number * chunk, room) for number in range(count)]
+    shape, each = (channels, chunk, *size), _tokens(transformer, (channels, 1, *size))
+    step = network(transformer, shape, work, past=each * sum(seen) / count)
+    made = _around(parts, work, Phase(name=STEP, operations=tuple(step), times=count * (steps + 1) - 1), shape, 1)
+    kept = 2 * transformer["num_layers"] * _width(transformer) * each * (max(seen) + chunk)
+    return Cost(phases=made.phases, memory={**made.memory, "KV cache": work.batch * work.element * kept})
+
+
+def _around(parts: Mapping[str, Any], work: Workload, denoising: Phase, shape: tuple[int, ...], calls: int) -> Cost:
+    """Denoising of latents of this shape, with the prompt before it, the VAE after it, and memory."""
+    transformer, phases = parts["transformer"], [denoising]
     memory: dict[str, float] = {"weights": work.element * parameters(transformer)}
     if text := parts.get("text_encoder"):
         prompts = tuple(calls * operation for operation in prompt(text, work))
@@ -65,10 +98,10 @@ def _tokens(config: Mapping[str, Any], shape: tuple[int, ...]) -> int:
     return prod(-(-size // cut) for size, cut in zip(shape[1:], patch, strict=True))
 
 
-def network(config: Mapping[str, Any], shape: tuple[int, ...], work: Workload) -> list[Operation]:
-    """One call of the transformer for latents ``[B, *shape]``.
+def network(config: Mapping[str, Any], shape: tuple[int, ...], work: Workload, past: float = 0.0) -> list[Operation]:
+    """One call of the transformer for latents ``[B, *shape]`` that attend to ``P = past`` cached tokens besides.
 
-    L (8 d^2 N + 4 N^2 d  +  4 d^2 (N + T) + 4 N T d  +  4 d ff N)  +  4 N d C p
+    L (8 d^2 N + 4 N (N + P) d  +  4 d^2 (N + T) + 4 N T d  +  4 d ff N)  +  4 N d C p
     """
     width, feed, layers = _width(config), config["ffn_dim"], config["num_layers"]
     tokens, text, element = _tokens(config, shape) * work.batch, work.text_tokens * work.batch, work.element
@@ -81,8 +114,8 @@ def network(config: Mapping[str, Any], shape: tuple[int, ...], work: Workload) -
         Operation(flops=layers * products, bytes=layers * element * (8 * width**2 + 2 * width * feed + moved)),
         Operation(
             kind="attention",
-            flops=layers * 4 * tokens * (each + work.text_tokens) * width,
-            bytes=layers * element * (6 * tokens + 2 * text) * width,
+            flops=layers * 4 * tokens * (each + past + work.text_tokens) * width,
+            bytes=layers * element * (6 * tokens + 2 * past * work.batch + 2 * text) * width,
         ),
         Operation(flops=around, bytes=element * width * (6 * width + text_width + width), launches=AROUND),
         Operation(

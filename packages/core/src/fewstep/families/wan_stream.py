@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -54,6 +54,34 @@ class Chunk:
     """Keys and values held once it is committed."""
 
 
+def normal(shape: Sequence[int], generator: torch.Generator | None, device: torch.device) -> Latent:
+    """Noise that a generator gives alike on all devices."""
+    return torch.randn(shape, generator=generator, device=generator.device if generator else device).to(device)
+
+
+def denoised(
+    network: Any,
+    noise: Latent,
+    cond: Float[Tensor, "b t d"],
+    cache: ChunkCache,
+    options: StreamOptions,
+    generator: torch.Generator | None,
+) -> Latent:
+    """The chunk after `cache`, from noise over all levels to x0, in the precision of the network.
+
+    Raises:
+        FewstepError: numbers are not finite.
+    """
+    precision, sigmas = network.dtype, options.grid.sigmas.tolist()
+    for sigma, following in zip(sigmas, [*sigmas[1:], 0.0], strict=True):
+        level = torch.full((len(noise),), sigma, device=noise.device)
+        velocity = wan_causal.velocity(network, noise.to(precision), level, cond, cache)
+        noise = flow.transition(noise, velocity, sigma, following, options.eta if following else 0.0, generator)
+    if not torch.isfinite(noise).all():
+        raise FewstepError(f"the chunk at latent frame {cache.frames} is not finite: the weights are broken")
+    return noise.to(precision)
+
+
 class StreamDecoder:
     """Decodes latents of a ``WanPipeline`` as they come, as its VAE decodes the whole clip at once.
 
@@ -68,9 +96,9 @@ class StreamDecoder:
     @torch.no_grad()
     def decode(self, latents: Latent) -> Float[Tensor, "b f 3 h w"]:
         """Pixels in [0, 1] of the next latent frames; one for the first latent, then as many as the VAE makes."""
-        vae = self._pipe.vae
-        if vae is None:
+        if self._pipe.vae is None:
             return wan.decode(self._pipe, latents)
+        vae = self._pipe.vae.to(latents.device)
         ready = vae.post_quant_conv(wan.denormalised(vae, latents).to(vae.dtype))
         pixels = []
         for frame in ready.split(1, 2):
@@ -96,6 +124,8 @@ class WanStream:
     generator: torch.Generator = field(default_factory=torch.Generator)
 
     def __post_init__(self) -> None:
+        wan_causal.check_causal(self._network)
+        wan.check_prompts(self.pipe, [self.prompt], self.options.tokens)
         time_factor = self.pipe.vae_scale_factor_temporal
         self._shape = wan.architecture(self.pipe).latent(1 + time_factor, self.height, self.width)
         self._cache = ChunkCache(self.options.policy)
@@ -121,16 +151,23 @@ class WanStream:
         self._take_prompt()
         start, latents = self._cache.frames, self._denoised()
         frames = self._decoder.decode(latents)
-        self._cache = wan_causal.commit(self._network, latents, self._cond, self._cache)
+        cache = wan_causal.commit(self._network, latents, self._cond, self._cache)
+        if self._closed:  # by another thread, in the middle of this chunk
+            raise StopIteration
+        self._cache = cache
         self._remember(start, latents)
         seconds = time.perf_counter() - begun
-        return Chunk(latents=latents, frames=frames, start=start, seconds=seconds, cache_bytes=self._cache.nbytes)
+        return Chunk(latents=latents, frames=frames, start=start, seconds=seconds, cache_bytes=cache.nbytes)
 
     def switch(self, prompt: str) -> None:
         """Go on with another prompt from the next chunk: what the window sees is computed again under it.
 
         May be called from another thread.
+
+        Raises:
+            ValueError: the prompt is too long; the stream goes on as it was.
         """
+        wan.check_prompts(self.pipe, [prompt], self.options.tokens)
         self._next_prompt = prompt
 
     def close(self) -> None:
@@ -150,7 +187,7 @@ class WanStream:
         return self.pipe.transformer
 
     def _embedded(self, prompt: str) -> Float[Tensor, "1 t d"]:
-        return wan.encode_prompts(self.pipe, [prompt], self.options.tokens)
+        return wan.encode_prompts(self.pipe, [prompt], self.options.tokens).to(self._network.dtype)
 
     def _take_prompt(self) -> None:
         prompt, self._next_prompt = self._next_prompt, None
@@ -161,21 +198,8 @@ class WanStream:
     def _denoised(self) -> Latent:
         """The next chunk, from noise over all levels to x0."""
         channels, _, height, width = self._shape
-        weight = next(self._network.parameters())
-        noisy = self._normal(1, channels, self.options.chunk, height, width)
-        sigmas = self.options.grid.sigmas.tolist()
-        for sigma, following in zip(sigmas, [*sigmas[1:], 0.0], strict=True):
-            level = torch.full((1,), sigma, device=noisy.device)
-            velocity = wan_causal.velocity(self._network, noisy.to(weight.dtype), level, self._cond, self._cache)
-            eta = self.options.eta if following else 0.0
-            noisy = flow.transition(noisy, velocity, sigma, following, eta, self.generator)
-        if not torch.isfinite(noisy).all():
-            raise FewstepError(f"the chunk at latent frame {self._cache.frames} is not finite: the weights are broken")
-        return noisy.to(weight.dtype)
-
-    def _normal(self, *shape: int) -> Latent:
-        device = next(self._network.parameters()).device
-        return torch.randn(shape, generator=self.generator, device=self.generator.device).to(device)
+        noise = normal((1, channels, self.options.chunk, height, width), self.generator, self.pipe._execution_device)
+        return denoised(self._network, noise, self._cond, self._cache, self.options, self.generator)
 
     def _remember(self, start: int, latents: Latent) -> None:
         """Keep the finished chunks that the cache still sees, for a change of the prompt."""

@@ -89,6 +89,11 @@ class Distillation(Recipe):
         return StepGrid(self.raw_steps, self.shift)
 
     @property
+    def sampling_grid(self) -> StepGrid:
+        """Levels that samples are shown and students saved with."""
+        return self.grid
+
+    @property
     def score_time(self) -> ScoreTime:
         """Levels of the comparison."""
         return ScoreTime(self.shift, self.score_low, self.score_high)
@@ -141,12 +146,12 @@ class Distillation(Recipe):
     def _roles(self, network: nn.Module) -> Roles:
         """Make roles with trained weights in float32, and frozen ones in the precision of the recipe."""
         if self.lora_rank:
-            _lower(network, self.precision)
+            lower(network, self.precision)
             rank, alpha = self.lora_rank, self.lora_alpha
             targets = self.lora_targets or families.of(network).LORA_TARGETS
             return lora_roles(network, rank=rank, alpha=alpha, targets=targets, seed=self.seed)
         roles = full_roles(network)
-        _lower(roles.teacher.network, self.precision)
+        lower(roles.teacher.network, self.precision)
         return roles
 
     def method(self) -> Method | None:
@@ -157,14 +162,14 @@ class Distillation(Recipe):
         device = next(job.objective.roles.student.network.parameters()).device
         cond = data.take(range(self.show)).to(device)
         start = torch.randn(self.show, *data.shape, generator=torch.Generator().manual_seed(self.seed)).to(device)
-        latents = sample(job.objective.roles.student, self.grid, cond, start)
+        latents = sample(job.objective.roles.student, self.sampling_grid, cond, start)
         videos = families.of(job.pipe).decode(job.pipe, latents)
         return sample_grid(videos, scale=max(1, 64 // videos.shape[-2]))
 
     def finish(self, job: Job, network: Any, folder: Path) -> None:
         """A pipeline folder, or with LoRA the adapter; both with the scheduler that runs the student's steps."""
         pipe = job.pipe
-        scheduler = self.grid.scheduler(stochastic=self.eta == 1)
+        scheduler = self.sampling_grid.scheduler(stochastic=self.eta == 1)
         if not self.lora_rank:
             pipe.transformer, pipe.scheduler = network, scheduler
             for part in (pipe, network, pipe.vae):
@@ -214,7 +219,7 @@ def architecture(name: str) -> families.Architecture:
     raise FewstepError(f"the sizes of {name!r} are not known: a plan needs a local folder or one of {', '.join(known)}")
 
 
-def _lower(network: nn.Module, precision: str) -> None:
+def lower(network: nn.Module, precision: str) -> None:
     """Cast weights to half precision, but not those that the model keeps in float32."""
     if precision == "float32":
         return

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import flow
 from ..flow import Latent, ScoreTime, StepGrid
+from .extra import ExtraLoss, counted
 from .objective import Batch, UpdateSchedule
 from .roles import Roles, guided
 from .rollout import ExitIndex, Rollout, draw_exit, rollout
@@ -55,29 +56,47 @@ class DMD2:
 
     exit_index: ExitIndex = "update"
     """One exit index for all micro-batches whose gradients are accumulated, or for each its own."""
+    extra: Mapping[str, ExtraLoss] = field(default_factory=dict)
+    """Further losses of the student's sample, by the names under which they are logged."""
 
     def phases(self, step: int) -> tuple[str, ...]:
         return self.schedule.phases(step)
 
     def losses(self, role: str, batch: Batch, step: int) -> Mapping[str, Tensor]:
-        return self.student_losses(batch, step) if role == "student" else self.critic_losses(batch, step)
+        if role != "student":
+            return self.critic_losses(batch, step)
+        parts = self.student_losses(batch, step)
+        extra = {name: loss(self.roles, batch.rollouts[-1], batch, step) for name, loss in self.extra.items()}
+        return {**parts, **counted(extra, batch)}
 
     def student_losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """Move the samples along `dmd_gradient`; both networks are asked about the same noised samples."""
-        sample = self.rollout(batch, grad=True)
+        """Move fresh samples of the student; see `matching_loss`."""
+        return {"dmd": self.matching_loss(self.rollout(batch, grad=True).x, batch)}
+
+    def matching_loss(self, x: Latent, batch: Batch, *, given: int = 0) -> Tensor:
+        """Move samples along `dmd_gradient`; critic and teacher are asked about the same noised samples.
+
+        Args:
+            x: samples of the student, in its graph.
+            batch: their conditions, and all chance.
+            given: first frames of a video that critic and teacher see, but that are not moved.
+        """
         sigma, eps = self.score_time.sample(len(batch), batch.generator), batch.normal()
         with torch.no_grad():
-            noisy = flow.noise(sample.x, eps, sigma)
+            noisy = flow.noise(x, eps, sigma)
             critic = self.roles.critic.x0(noisy, sigma, batch.cond)
-            direction = dmd_gradient(sample.x, critic, self.teacher_x0(noisy, sigma, batch))
-        return {"dmd": dmd_loss(sample.x, direction)}
+            direction = dmd_gradient(x, critic, self.teacher_x0(noisy, sigma, batch))
+        return dmd_loss(x[:, :, given:], direction[:, :, given:])
 
     def critic_losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Ordinary denoising of fresh samples of the student: ``mean (v - (eps - x))^2``."""
-        sample = self.rollout(batch, grad=False)
+        return {"velocity": self.denoising_loss(self.rollout(batch, grad=False).x, batch)}
+
+    def denoising_loss(self, x: Latent, batch: Batch) -> Tensor:
+        """What the critic minimises on samples ``x`` of the student: its velocity error at random noise levels."""
         sigma, eps = self.score_time.sample(len(batch), batch.generator), batch.normal()
-        predicted = self.roles.critic.velocity(flow.noise(sample.x, eps, sigma), sigma, batch.cond)
-        return {"velocity": (predicted - flow.velocity(sample.x, eps)).square().mean()}
+        predicted = self.roles.critic.velocity(flow.noise(x, eps, sigma), sigma, batch.cond)
+        return (predicted - flow.velocity(x, eps)).square().mean()
 
     def rollout(self, batch: Batch, *, grad: bool, first: int = 0) -> Rollout:
         """A sample of the student with an exit index of its own, from ``first..K-1``."""
@@ -86,7 +105,9 @@ class DMD2:
         batch.metrics["exit"] = float(exit)
         start = batch.normal()
         student = self.roles.student
-        return rollout(student, self.grid, batch.cond, start, exit, grad=grad, eta=self.eta, generator=batch.generator)
+        how = {"grad": grad, "eta": self.eta, "generator": batch.generator}
+        batch.rollouts.append(rollout(student, self.grid, batch.cond, start, exit, **how))
+        return batch.rollouts[-1]
 
     @torch.no_grad()
     def teacher_x0(self, noisy: Latent, sigma: Tensor, batch: Batch) -> Latent:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from ..families.chunk_cache import ChunkCache
 from ..flow import Latent
 from .loop import generator
 from .objective import Batch
@@ -107,7 +108,7 @@ def _activations(recipe: Recipe, job: Job, role: str) -> int:
         for weight in (weight for network in roles.networks() for weight in network.parameters()):
             weight.data = weight.data.to(torch.bfloat16)
     for one in roles.values():
-        one.predict = _unless_idle(one.predict)
+        one.predict, one.recomputed = _unless_idle(one.predict), kept.later
     for network in roles.networks():
         kept.ignore(network)
         if recipe.recompute and getattr(network, "_supports_gradient_checkpointing", False):
@@ -123,6 +124,7 @@ def _activations(recipe: Recipe, job: Job, role: str) -> int:
     )
     with roles.updating(role), _Flash(), kept.counting():
         job.objective.losses(role, batch, 0)
+        kept.run_last()
     return kept.bytes()
 
 
@@ -144,6 +146,8 @@ class _Kept:
         self.storages: dict[int, Any] = {}
         self.weights: set[int] = set()
         self.largest = 0
+        self.inner: _Kept | None = None
+        self.last: tuple[Any, ...] = ()
 
     def ignore(self, network: nn.Module) -> None:
         self.weights |= {weight.untyped_storage()._cdata for weight in network.parameters()}
@@ -154,17 +158,36 @@ class _Kept:
             self.storages[storage._cdata] = storage  # held, so that its number is not given away again
         return tensor
 
-    def block(self, block: nn.Module, *args: Any) -> Any:
-        """Instead of recomputation: its inputs are kept, and the largest block once more while it is recomputed."""
-        inner = _Kept()
+    def block(self, block: Callable[..., Any], *args: Any) -> Any:
+        """Instead of recomputation: its inputs are kept, and the largest block once more while it is recomputed.
+
+        A block within a block counts towards the outer one.
+        """
+        if self.inner is not None:
+            return self.inner.block(block, *args)
+        self.inner = inner = _Kept()
         inner.weights = self.weights
         with inner.counting():
             out = block(*args)
+        self.inner = None
         for value in torch.utils._pytree.tree_leaves(args):
             if isinstance(value, Tensor) and value.requires_grad:
                 self.add(value)
+            elif isinstance(value, ChunkCache):
+                for held in value.tensors():
+                    self.add(held)
         self.largest = max(self.largest, inner.bytes())
         return out
+
+    def later(self, velocity: Callable[..., Any], noisy: Tensor, *args: Any) -> Tensor:
+        """Instead of recomputing a whole call of a network: of several, which are like each other, the last is run."""
+        self.last = velocity, noisy, *args
+        return torch.empty_like(noisy, dtype=torch.float32).requires_grad_()
+
+    def run_last(self) -> None:
+        """Count the last call that `later` was given."""
+        if self.last:
+            self.block(*self.last)
 
     @contextmanager
     def counting(self) -> Iterator[None]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..flow import Latent
 from .conditions import first_tensor
 from .roles import Roles
+from .rollout import Rollout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,8 @@ class Batch:
     """Latents of real data; None where the student trains on its own samples."""
     micro: int = 0
     """Number of this micro-batch among those whose gradients are accumulated on this rank."""
+    rollouts: list[Rollout] = field(default_factory=list)
+    """Samples that an objective made for this batch, for its extra losses."""
     metrics: dict[str, Tensor | float] = field(default_factory=dict)
     """Filled by objectives, and logged beside the losses. The names must not depend on what was drawn, or ranks would
     disagree on them; NaN where there is nothing to say."""
@@ -39,9 +42,10 @@ class Batch:
     def __len__(self) -> int:
         return first_tensor(self.cond).shape[0]
 
-    def normal(self) -> Latent:
-        """Fresh noise ``[B, C, F, H, W]`` in float32."""
-        shape = (len(self), *self.shape)
+    def normal(self, frames: int | None = None) -> Latent:
+        """Fresh noise ``[B, C, F, H, W]`` in float32; of another number of frames where it is given."""
+        channels, *rest = self.shape
+        shape = (len(self), channels, *rest) if frames is None else (len(self), channels, frames, *rest[1:])
         if first_tensor(self.cond).device.type == "meta":  # a plan: sizes without numbers
             return torch.empty(shape, device="meta")
         return torch.randn(shape, generator=self.generator, device=self.generator.device)
@@ -134,3 +138,7 @@ class UpdateSchedule:
         if self.count == "student":
             return ("student", *("critic",) * self.critic)
         return ("student", "critic") if step % self.critic == 0 else ("critic",)
+
+    def critic_updates(self, step: int) -> int:
+        """Critic updates before step number `step`, in which official codes of autoregressive students count."""
+        return step if self.count == "critic" else step * self.critic

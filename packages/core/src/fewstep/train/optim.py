@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.overrides import TorchFunctionMode
 
 from .roles import Role
 
@@ -108,7 +109,20 @@ class OptimizerPair:
         for kernel, matrix in self.views.items():
             matrix.grad = None if kernel.grad is None else kernel.grad.reshape(matrix.shape)
         for part in self.parts:
-            part.step()
+            with _Float32OnCPU():
+                part.step()
+
+
+class _Float32OnCPU(TorchFunctionMode):
+    """Lets torch's Muon, which asks for bfloat16, orthogonalise in float32 on a CPU.
+
+    Most CPUs multiply no bfloat16: there the steps of a small model took longer than its gradients.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.bfloat16 and args[0].device.type == "cpu":
+            return args[0].to(torch.float32, copy=True)
+        return func(*args, **(kwargs or {}))
 
 
 def _is_matrix(weight: Tensor) -> bool:

@@ -6,14 +6,15 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import checkpoint
 
 from .. import families, flow
 from ..flow import Latent, Sigma
@@ -21,6 +22,8 @@ from . import adapters, conditions
 
 Predict = Callable[[nn.Module, Latent, Float[Tensor, " b"], Any], Latent]
 """``(network, noisy, sigma [B], cond) -> velocity``: a call of a network, as its family makes it."""
+Recomputed = Callable[..., Any]
+"""``(function, *args) -> function(*args)``, with the activations of `function` recomputed in the backward pass."""
 
 
 @dataclass(eq=False)
@@ -37,6 +40,8 @@ class Role:
     """Run the network under autocast to this type; None runs it in the type of its weights."""
     dtype: torch.dtype | None = None
     """Type that inputs are cast to; None is that of most weights."""
+    recomputed: Recomputed = field(default=partial(checkpoint, use_reentrant=False), repr=False)
+    """Runs a function of tensors so that its activations are not kept, but computed again in the backward pass."""
 
     def __post_init__(self) -> None:
         self._layers = adapters.layers(self.network)
@@ -53,12 +58,43 @@ class Role:
             UnsupportedModelError: no `predict` was given, and the network is of no family that has a velocity.
         """
         predict = self.predict or velocity_of(self.network)
-        dtype = self.dtype or self._weights_dtype or noisy.dtype
-        exact = torch.promote_types(dtype, torch.float32)
-        levels = torch.as_tensor(sigma, dtype=exact, device=noisy.device).expand(noisy.shape[0])
-        cond = conditions.cast(cond, dtype)
-        with self.use_adapter(), self._cast(noisy.device.type):
-            return predict(self.network, noisy.to(dtype), levels, cond).to(exact)
+        levels = self._levels(noisy, sigma)
+        with self.running(noisy, cond) as (network, noisy, cond):
+            return predict(network, noisy, levels, cond).to(levels.dtype)
+
+    def hidden_tokens(self, noisy: Latent, sigma: Sigma, cond: Any, block: int) -> Float[Tensor, "b f s d"]:
+        """Tokens after one block of the network, by latent frame, in its own precision; later blocks do not run.
+
+        Args:
+            noisy: ``x_s``, ``[B, C, F, H, W]``; gradients flow to it.
+            sigma: noise level, a number or ``[B]``.
+            cond: prompt embeddings ``[B, T, d]``.
+            block: number of the block, from 0.
+
+        Raises:
+            ValueError: there is no such block.
+            UnsupportedModelError: the network is of no family that has a velocity.
+        """
+        levels = self._levels(noisy, sigma)
+        with self.running(noisy, cond) as (network, noisy, cond):
+            return families.denoiser(network).hidden_tokens(network, noisy, levels, cond, block)
+
+    def _levels(self, noisy: Latent, sigma: Sigma) -> Float[Tensor, " b"]:
+        """One noise level for each sample, in float32, or in float64 for a network of that."""
+        exact = torch.promote_types(self.input_dtype or noisy.dtype, torch.float32)
+        return torch.as_tensor(sigma, dtype=exact, device=noisy.device).expand(noisy.shape[0])
+
+    @contextmanager
+    def running(self, latent: Latent, cond: Any) -> Iterator[tuple[nn.Module, Latent, Any]]:
+        """The network with this role's adapter and precision, and the inputs as it takes them."""
+        dtype = self.input_dtype or latent.dtype
+        with self.use_adapter(), self._cast(latent.device.type):
+            yield self.network, latent.to(dtype), conditions.cast(cond, dtype)
+
+    @property
+    def input_dtype(self) -> torch.dtype | None:
+        """Type that latents and conditions are cast to; None for a network without weights, which takes any."""
+        return self.dtype or self._weights_dtype
 
     def use_adapter(self) -> AbstractContextManager[None]:
         """Run the network with this role's adapter (or none), whoever calls it: a pipeline too."""

@@ -31,10 +31,18 @@ class Rollout:
     """Noise level of the exit step."""
     exit: int
     """Index of the exit step in the grid."""
+    grid: StepGrid
+    """Levels that it was made with."""
     cond: Any
     """Condition of the sample."""
     start: Latent
     """The noise it began with."""
+    student: Role
+    """Who made it."""
+
+    def again(self, noisy: Latent, sigma: float) -> Latent:
+        """Velocity of the student for this sample, with all that it was given, at another input and level."""
+        return self.student.velocity(noisy, sigma, self.cond)
 
 
 def draw_exit(grid: StepGrid, generator: torch.Generator, first: int = 0, number: int = 0) -> int:
@@ -82,7 +90,8 @@ def rollout(
     with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
         velocity = role.velocity(noisy, sigmas[exit], cond)
         x = flow.x0_from_velocity(noisy, velocity, sigmas[exit])
-    return Rollout(x=x, noisy=noisy, velocity=velocity, sigma=sigmas[exit], exit=exit, cond=cond, start=start)
+    made = {"x": x, "noisy": noisy, "velocity": velocity, "sigma": sigmas[exit], "exit": exit, "grid": grid}
+    return Rollout(**made, cond=cond, start=start, student=role)
 
 
 @torch.no_grad()

@@ -86,6 +86,8 @@ class Reconstruction:
     """``student``: the autoencoder."""
     images: int = 0
     """Number of first steps that see single frames only."""
+    kinds: tuple[tuple[int, int, float], ...] = KINDS
+    """Frames of a crop, their number for each 4 that are drawn, and their frequency."""
 
     def phases(self, step: int) -> tuple[str, ...]:
         return ("student",)
@@ -94,7 +96,7 @@ class Reconstruction:
         vae = self.roles.student.network
         if batch.x0 is None:
             raise ValueError("reconstruction needs clips")
-        target = clips.pieces(batch.x0, KINDS[:1] if step < self.images else KINDS, batch.shared)
+        target = clips.pieces(batch.x0, self.kinds[:1] if step < self.images else self.kinds, batch.shared)
         cast = self.roles.student.autocast
         with torch.autocast(target.device.type, cast) if cast else nullcontext():
             dtype = next(vae.parameters()).dtype  # float32, but for plans

@@ -36,20 +36,20 @@ def principal(vae: Any, frames: Float[Tensor, "n 3 h w"]) -> None:
     encoder = vae.encoder
     halved, quartered, mixed = encoder.down_blocks[1], encoder.down_blocks[3], encoder.down_blocks[2].conv_shortcut
     known, both = torch.eye(3 * 2 * 2), torch.cat([torch.eye(LATENT), -torch.eye(LATENT)])
-    _write(encoder.conv_in, _centre(torch.eye(3)))
-    _write(halved.resample[1], F.pad(known.view(12, 3, 2, 2), (0, 1, 0, 1)))
-    _write(mixed, known.view(12, 12, 1, 1, 1))
-    _write(quartered.resample[1], F.pad(torch.einsum("oi,ichw->ochw", both, _components(frames)), (0, 1, 0, 1)))
-    _write(quartered.time_conv, torch.einsum("oi,tic->oct", both, _over_time())[..., None, None])
+    write(encoder.conv_in, centre(torch.eye(3)))
+    write(halved.resample[1], F.pad(known.view(12, 3, 2, 2), (0, 1, 0, 1)))
+    write(mixed, known.view(12, 12, 1, 1, 1))
+    write(quartered.resample[1], F.pad(torch.einsum("oi,ichw->ochw", both, _components(frames)), (0, 1, 0, 1)))
+    write(quartered.time_conv, torch.einsum("oi,tic->oct", both, over_time(LATENT, STILL))[..., None, None])
     for conv in (quartered.resample[1], quartered.time_conv):
-        _write(conv, conv.weight.new_zeros(1, 1, *conv.weight.shape[2:]), at=2 * LATENT, bias=CONSTANT)
+        write(conv, conv.weight.new_zeros(1, 1, *conv.weight.shape[2:]), at=2 * LATENT, bias=CONSTANT)
     quartered.time_conv.weight[:, 2 * LATENT] = 0  # nobody reads the constant before the norm
     encoder.norm_out.gamma[: 2 * LATENT + 1] = CONSTANT / len(encoder.norm_out.gamma) ** 0.5
-    _write(encoder.conv_out, _centre(both.T))
-    _write(vae.quant_conv, torch.eye(LATENT).view(LATENT, LATENT, 1, 1, 1))
+    write(encoder.conv_out, centre(both.T))
+    write(vae.quant_conv, torch.eye(LATENT).view(LATENT, LATENT, 1, 1, 1))
     copied = vae.decoder.up_blocks[0].upsamplers[0].time_conv
-    _write(copied, F.pad(torch.eye(copied.in_channels).repeat(2, 1)[..., None, None, None], (0, 0, 0, 0, 2, 0)))
-    _write(vae.post_quant_conv, torch.eye(LATENT).view(LATENT, LATENT, 1, 1, 1))
+    write(copied, F.pad(torch.eye(copied.in_channels).repeat(2, 1)[..., None, None, None], (0, 0, 0, 0, 2, 0)))
+    write(vae.post_quant_conv, torch.eye(LATENT).view(LATENT, LATENT, 1, 1, 1))
 
 
 def _components(frames: Tensor) -> Float[Tensor, "16 12 2 2"]:
@@ -60,23 +60,33 @@ def _components(frames: Tensor) -> Float[Tensor, "16 12 2 2"]:
     return split.permute(0, 1, 3, 5, 2, 4).reshape(LATENT, 12, 2, 2)
 
 
-def _over_time() -> Float[Tensor, "3 16 16"]:
-    """Shares of each component in each channel, for the three frames of a kernel; the first gives nothing."""
-    kernel = torch.zeros(3, LATENT, LATENT)
-    for channel in range(LATENT):
-        still = channel < STILL
-        kernel[2, channel, channel if still else channel - STILL] = 0.5
-        kernel[1, channel, channel if still else channel - STILL] = 0.5 if still else -0.5
+def over_time(channels: int, still: int) -> Float[Tensor, "3 c c"]:
+    """Shares of each component in each channel, for the three frames of a kernel; the first gives nothing.
+
+    The first `still` channels are means of two frames, the others half of the difference of the first components.
+    """
+    kernel = torch.zeros(3, channels, channels)
+    for channel in range(channels):
+        mean = channel < still
+        kernel[2, channel, channel if mean else channel - still] = 0.5
+        kernel[1, channel, channel if mean else channel - still] = 0.5 if mean else -0.5
     return kernel
 
 
-def _centre(matrix: Float[Tensor, "o i"]) -> Float[Tensor, "o i 3 3 3"]:
+def centre(matrix: Float[Tensor, "o i"]) -> Float[Tensor, "o i 3 3 3"]:
     """A causal kernel that looks at one position of the newest frame."""
     return F.pad(matrix[..., None, None, None], (1, 1, 1, 1, 2, 0))
 
 
-def _write(conv: Any, kernel: Float[Tensor, "o i *k"], at: int = 0, bias: float = 0.0) -> None:
-    """Let output channels from `at` on be those of `kernel`, which reads the first channels of the input only."""
+def write(
+    conv: Any, kernel: Float[Tensor, "o i *k"], at: int = 0, bias: float = 0.0, rest: float | None = None
+) -> None:
+    """Let output channels from `at` on be those of `kernel`, which reads the first channels of the input only.
+
+    With `rest` the weights and biases of all other output channels are that.
+    """
+    if rest is not None:
+        conv.weight[:], conv.bias[:] = rest, rest
     rows = slice(at, at + len(kernel))
     conv.weight[rows] = 0
     conv.weight[rows, : kernel.shape[1]] = kernel

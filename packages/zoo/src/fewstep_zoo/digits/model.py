@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from fewstep.flow import Latent
 
+from .. import closed_language
 from .words import DIGITS, DIRECTIONS, SPEEDS
 
 TOKENS = 8
@@ -16,7 +17,8 @@ SHIFT = 3.0
 """Time shift of training and of the teacher's scheduler."""
 STEPS, GUIDANCE = 30, 2.0
 """Steps and guidance scale with which the teacher is sampled."""
-SPECIAL = ("<pad>", "</s>", "<unk>")
+WORDS = (*DIGITS, "moving", *DIRECTIONS, *SPEEDS)
+"""Vocabulary of the prompts."""
 TRANSFORMER = {
     "patch_size": (6, 2, 2),
     "num_attention_heads": 4,
@@ -29,34 +31,6 @@ TRANSFORMER = {
     "num_layers": 4,
     "rope_max_seq_len": 64,
 }
-
-
-def tokenizer() -> Any:
-    """A word-level tokenizer of the closed vocabulary: lower case, ended by ``</s>``."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    vocabulary = {word: i for i, word in enumerate((*SPECIAL, *DIGITS, "moving", *DIRECTIONS, *SPEEDS))}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.normalizer = normalizers.Lowercase()
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=TOKENS
-    )
-
-
-def text_encoder(seed: int = 0) -> Any:
-    """A one-layer `UMT5EncoderModel`, random and never trained: it only has to tell two dozen words apart."""
-    from transformers import UMT5Config, UMT5EncoderModel
-
-    words = len(SPECIAL) + len(DIGITS) + 1 + len(DIRECTIONS) + len(SPEEDS)
-    config = UMT5Config(
-        vocab_size=words, d_model=TEXT_WIDTH, d_kv=8, d_ff=64, num_layers=1, num_heads=4, dropout_rate=0.0
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return UMT5EncoderModel(config).eval().requires_grad_(False)
 
 
 def transformer(seed: int = 0, **overrides: Any) -> Any:
@@ -73,8 +47,8 @@ def pipeline(network: Any) -> Any:
     from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
 
     pipe = WanPipeline(
-        tokenizer=tokenizer(),
-        text_encoder=text_encoder(),
+        tokenizer=closed_language.tokenizer(WORDS, TOKENS),
+        text_encoder=closed_language.text_encoder(WORDS, TEXT_WIDTH),
         vae=None,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
         transformer=network,

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from fewstep.applied import Applied
-from fewstep.families import plain_parameters
-from fewstep.flow import StepGrid
 from torch import Tensor, nn
+
+from ..applied import Applied
+from ..families import plain_parameters
+from ..flow import StepGrid
 
 
 def run_few_steps(undo: Applied, pipe: Any, grid: StepGrid) -> None:

@@ -1,14 +1,23 @@
 """Weights as people have them: in shards, in folders, with kohya's names; damaged ones are named."""
 
 import json
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
 from fewstep.errors import BadFileError
 from fewstep.families.wan_names import to_native
-from fewstep_sgmd import SGMD
-from fewstep_sgmd.weight_files import read
+from fewstep.students.wan import WanStudent
+from fewstep.students.wan_files import read
 from safetensors.torch import load_file, save_file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Student(WanStudent):
+    """A student of no paper."""
+
+    name: ClassVar[str] = "student"
 
 
 @pytest.fixture
@@ -33,9 +42,9 @@ def equal(one, other):
 def test_shards_are_read_by_their_index_or_folder(sharded, full_file, pipe, sample):
     for path in (sharded, sharded.parent):
         assert equal(read(path).full, read(full_file).full)
-    with SGMD(weights=full_file).apply(pipe):
+    with Student(weights=full_file).apply(pipe):
         wanted = sample(pipe)
-    with SGMD(weights=sharded.parent).apply(pipe):
+    with Student(weights=sharded.parent).apply(pipe):
         assert torch.equal(sample(pipe), wanted)
 
 
@@ -46,15 +55,15 @@ def test_a_folder_of_one_file_is_that_file(full_file):
 def test_what_is_no_set_of_weights_is_said(sharded, pipe, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadFileError, match="empty is a folder with none sets"):
-        SGMD(weights=tmp_path / "empty").apply(pipe)
+        Student(weights=tmp_path / "empty").apply(pipe)
     with pytest.raises(BadFileError, match="is no single safetensors file"):
-        SGMD(weights=sharded).save_pretrained(tmp_path / "saved")
+        Student(weights=sharded).save_pretrained(tmp_path / "saved")
     (sharded.parent / "diffusion_pytorch_model-00002-of-00002.safetensors").unlink()
     with pytest.raises(BadFileError, match="names diffusion_pytorch_model-00002-of-00002.* is missing"):
-        SGMD(weights=sharded.parent).apply(pipe)
+        Student(weights=sharded.parent).apply(pipe)
     sharded.write_text("[]")
     with pytest.raises(BadFileError, match="is no index of safetensors files"):
-        SGMD(weights=sharded).apply(pipe)
+        Student(weights=sharded).apply(pipe)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -65,7 +74,7 @@ def test_numbers_that_are_not_finite_are_refused(kind, bad, request, pipe, tmp_p
     tensors[name].view(-1)[1] = bad
     save_file(tensors, tmp_path / "bad.safetensors")
     with pytest.raises(BadFileError, match=rf"bad.safetensors: {name} holds numbers that are not finite"):
-        SGMD(weights=tmp_path / "bad.safetensors").apply(pipe)
+        Student(weights=tmp_path / "bad.safetensors").apply(pipe)
 
 
 @pytest.mark.parametrize("native", [True, False], ids=["original names", "diffusers' names"])
@@ -92,4 +101,4 @@ def test_loras_of_kohyas_trainers_are_converted(lora_file, tmp_path, native):
 def test_other_loras_of_kohyas_trainers_are_named(tmp_path, pipe, name, said):
     save_file({f"{name}.lora_down.weight": torch.ones(2, 8)}, tmp_path / "kohya.safetensors")
     with pytest.raises(BadFileError, match=said):
-        SGMD(weights=tmp_path / "kohya.safetensors").apply(pipe)
+        Student(weights=tmp_path / "kohya.safetensors").apply(pipe)

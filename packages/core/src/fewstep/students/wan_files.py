@@ -1,4 +1,4 @@
-"""Files of student weights: full weights or a LoRA, in the names of diffusers, PEFT, LightX2V and ComfyUI."""
+"""Files of a Wan student's weights: full weights or a LoRA, in the names of diffusers, PEFT, LightX2V and ComfyUI."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from fewstep.data.weights import shards
-from fewstep.errors import BadFileError
-from fewstep.families.wan_names import are_native, from_kohya, to_diffusers, to_native
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .student_weights import LoraFactors, StudentWeights
+from ..data.weights import shards
+from ..errors import BadFileError
+from ..families.wan_names import are_native, from_kohya, to_diffusers, to_native
+from .checkpoints import SUFFIXES, read_checkpoint
+from .weights import LoraFactors, StudentWeights
 
-PREFIXES = ("model.diffusion_model.", "diffusion_model.", "base_model.model.", "transformer.")
+PREFIXES = ("model.diffusion_model.", "diffusion_model.", "base_model.model.", "transformer.", "model.")
 """Prefixes that other programs put before a name."""
 KOHYA = "lora_unet_"
 """Begin of the names of kohya's trainers, which have underscores for dots."""
@@ -35,16 +36,32 @@ _TABLES = (".modulation", ".scale_shift_table", ".pos_embed", ".emb_pos")
 """Parameters that are no module's weight or bias: ``NAME.diff`` changes the parameter itself."""
 
 
-def read(path: Path) -> StudentWeights:
+def read(path: Path, part: str = "generator_ema") -> StudentWeights:
     """Read a student: full weights or a LoRA, of diffusers, PEFT, LightX2V, ComfyUI or kohya's trainers.
 
     Args:
-        path: a safetensors file, the index of several, or the folder of either.
+        path: a safetensors file, the index of several, or the folder of either; or a checkpoint of training (``.pt``).
+        part: of a checkpoint.
 
     Raises:
-        BadFileError: not a safetensors file, a number in it is not finite, or a name is of no known kind; the message
-            names the first.
+        BadFileError: not such a file, a number in it is not finite, or a name is of no known kind; the message names
+            the first.
     """
+    if path.suffix.lower() in SUFFIXES:
+        tensors, metadata = read_checkpoint(path, part), {}
+    else:
+        tensors, metadata = _safetensors(path)
+    if bad := next((name for name, value in tensors.items() if not _finite(value)), None):
+        raise BadFileError(f"{path}: {bad} holds numbers that are not finite: damaged, or training diverged")
+    tensors = _without_prefix(_from_kohya(tensors, path), path)
+    if not any(name.endswith((*_FACTORS, *_DELTAS, ".diff")) for name in tensors):
+        rename = to_diffusers if are_native(tensors) else str
+        return StudentWeights(full={rename(name): tensor for name, tensor in tensors.items()})
+    return _lora(tensors, path, _metadata_scale(metadata))
+
+
+def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of all shards."""
     tensors: dict[str, Tensor] = {}
     metadata: dict[str, str] = {}
     try:
@@ -54,13 +71,7 @@ def read(path: Path) -> StudentWeights:
             tensors |= load_file(shard)
     except (SafetensorError, OSError) as error:
         raise BadFileError(f"{path} cannot be read as safetensors: {error}") from error
-    if bad := next((name for name, value in tensors.items() if not _finite(value)), None):
-        raise BadFileError(f"{path}: {bad} holds numbers that are not finite: damaged, or training diverged")
-    tensors = _without_prefix(_from_kohya(tensors, path), path)
-    if not any(name.endswith((*_FACTORS, *_DELTAS, ".diff")) for name in tensors):
-        rename = to_diffusers if are_native(tensors) else str
-        return StudentWeights(full={rename(name): tensor for name, tensor in tensors.items()})
-    return _lora(tensors, path, _metadata_scale(metadata))
+    return tensors, metadata
 
 
 def _finite(tensor: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""Inputs of ``fewstep run sgmd``: a video from a prompt, written to a file."""
+"""Inputs of ``fewstep run`` for few-step students: a video from a prompt, written to a file."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fewstep.contract import Loaded
-from fewstep.data import video
-from fewstep.errors import FewstepError, check_least
-from fewstep.families import wan
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .few_step_pipeline import is_student
-from .method import SGMD
+from ..contract import Loaded
+from ..data import video
+from ..errors import FewstepError, check_least
+from ..families import wan
+from .few_steps import is_student
+from .wan import WanStudent
 
 SHORTER_SIDE = 240
 """Pixels of the shorter side to which smaller videos are enlarged."""
@@ -59,7 +59,7 @@ class VideoInputs:
         check_least(self, frames=1, height=1, width=1, zoom=0)
         video.check_rate(self.fps)
 
-    def __call__(self, loaded: Loaded, method: SGMD) -> None:
+    def __call__(self, loaded: Loaded, method: WanStudent) -> None:
         """Make the video and print its size, network calls and seconds.
 
         Raises:
@@ -93,7 +93,7 @@ class VideoInputs:
         return {"num_inference_steps": self.compare_steps, **guidance}
 
     def _timed(
-        self, pipe: Any, transformer: nn.Module, method: SGMD, options: dict[str, Any]
+        self, pipe: Any, transformer: nn.Module, method: WanStudent, options: dict[str, Any]
     ) -> tuple[Float[Tensor, "f c h w"], int, float]:
         """Frames, network calls and seconds."""
         with _counted_calls(transformer) as calls:
@@ -101,7 +101,7 @@ class VideoInputs:
             frames = self._frames(pipe, method, options)
             return frames, len(calls), time.perf_counter() - start
 
-    def _frames(self, pipe: Any, method: SGMD, more: dict[str, Any]) -> Float[Tensor, "f c h w"]:
+    def _frames(self, pipe: Any, method: WanStudent, more: dict[str, Any]) -> Float[Tensor, "f c h w"]:
         """Frames with values in [0, 1]; the latents of a pipeline without a VAE are the pixels themselves."""
         given = {"num_frames": self.frames, "height": self.height, "width": self.width}
         trained = dict(zip(given, method.size or (), strict=False))
@@ -116,7 +116,7 @@ class VideoInputs:
         return frames.transpose(0, 1) / 2 + 0.5 if pipe.vae is None else frames
 
 
-def _refuse_teacher(loaded: Loaded, method: SGMD) -> None:
+def _refuse_teacher(loaded: Loaded, method: WanStudent) -> None:
     """Refuse a method without weights on a pipeline whose scheduler is not that of a student of its steps."""
     if method.weights is None and not is_student(loaded.model, method.grid):
         timesteps = ", ".join(f"{timestep:.1f}" for timestep in method.grid.timesteps)

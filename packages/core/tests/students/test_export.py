@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
 from diffusers import WanPipeline, WanTransformer3DModel
 from fewstep.errors import BadFileError, FewstepError
 from fewstep.families import wan
-from fewstep_sgmd import SGMD
-from fewstep_sgmd.export import Comfy, DiffusersFolder, LightX2V, PeftLora, from_lightx2v
-from fewstep_sgmd.student_weights import extract_lora
-from fewstep_sgmd.weight_files import read
+from fewstep.students.export import Comfy, DiffusersFolder, LightX2V, PeftLora
+from fewstep.students.wan import WanStudent
+from fewstep.students.wan_files import read
+from fewstep.students.weights import extract_lora
 from safetensors.torch import load_file, save_file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Student(WanStudent):
+    """A student of no paper."""
+
+    name: ClassVar[str] = "student"
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +51,7 @@ def close(one, other):
 
 @pytest.mark.parametrize("kind", ["full_file", "lora_file"])
 def test_a_diffusers_folder_needs_nothing_of_ours(kind, request, base, few, sample, tmp_path):
-    method = SGMD(weights=request.getfixturevalue(kind))
+    method = Student(weights=request.getfixturevalue(kind))
     assert DiffusersFolder(base=base)(method, tmp_path) == []
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert index["_class_name"] == "WanPipeline" and "fewstep" not in json.dumps(index)
@@ -53,29 +62,29 @@ def test_a_diffusers_folder_needs_nothing_of_ours(kind, request, base, few, samp
 
 
 def test_a_peft_lora_loads_in_diffusers(lora_file, few, sample, tmp_path):
-    PeftLora()(SGMD(weights=lora_file, strength=0.5), tmp_path)
+    PeftLora()(Student(weights=lora_file, strength=0.5), tmp_path)
     pipe = wan.tiny_pipeline()
     pipe.load_lora_weights(tmp_path)
-    with SGMD().apply(pipe):
-        close(sample(pipe), few(SGMD(weights=lora_file, strength=0.5)))
+    with Student().apply(pipe):
+        close(sample(pipe), few(Student(weights=lora_file, strength=0.5)))
 
 
 @pytest.mark.parametrize("writer", [LightX2V(), Comfy()], ids=["lightx2v", "comfy"])
 def test_a_native_lora_loads_in_diffusers_and_comes_back(writer, lora_file, few, sample, tmp_path):
-    method = SGMD(weights=lora_file)
+    method = Student(weights=lora_file)
     writer(method, tmp_path)
     names = load_file(tmp_path / "lora.safetensors")
     assert all(name.startswith("diffusion_model.blocks.") for name in names)
-    close(few(SGMD(weights=tmp_path / "lora.safetensors")), few(method))
+    close(few(Student(weights=tmp_path / "lora.safetensors")), few(method))
     pipe = wan.tiny_pipeline()
     pipe.load_lora_weights(tmp_path / "lora.safetensors")
-    with SGMD().apply(pipe):
+    with Student().apply(pipe):
         close(sample(pipe), few(method))
 
 
 def test_full_native_weights_load_in_diffusers(full_file, few, student, tmp_path):
-    LightX2V()(SGMD(weights=full_file), tmp_path)
-    Comfy()(SGMD(weights=full_file), tmp_path)
+    LightX2V()(Student(weights=full_file), tmp_path)
+    Comfy()(Student(weights=full_file), tmp_path)
     native = load_file(tmp_path / "distill_model.safetensors")
     assert {name: tensor.shape for name, tensor in native.items()} == {
         name: tensor.shape for name, tensor in load_file(tmp_path / "diffusion_model.safetensors").items()
@@ -85,14 +94,14 @@ def test_full_native_weights_load_in_diffusers(full_file, few, student, tmp_path
         tmp_path / "distill_model.safetensors", config=str(tmp_path / "config"), local_files_only=True
     )
     assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in student.state_dict().items())
-    close(few(SGMD(weights=tmp_path / "distill_model.safetensors")), few(SGMD(weights=full_file)))
+    close(few(Student(weights=tmp_path / "distill_model.safetensors")), few(Student(weights=full_file)))
 
 
 def test_the_swapped_norms_keep_their_places(full_file, student, tmp_path):
     state = dict(student.state_dict())
     state["blocks.1.norm2.weight"] = torch.arange(24.0)
     save_file(state, tmp_path / "marked.safetensors")
-    LightX2V()(SGMD(weights=tmp_path / "marked.safetensors"), tmp_path)
+    LightX2V()(Student(weights=tmp_path / "marked.safetensors"), tmp_path)
     native = load_file(tmp_path / "distill_model.safetensors")
     assert torch.equal(native["blocks.1.norm3.weight"], torch.arange(24.0)) and "blocks.1.norm2.weight" not in native
     assert torch.equal(read(tmp_path / "distill_model.safetensors").full["blocks.1.norm2.weight"], torch.arange(24.0))
@@ -103,13 +112,13 @@ def test_the_lightx2v_configuration_is_made_from_the_method_and_read_again(
     full_file, lora_file, fields, shift, tmp_path
 ):
     for path, rank in ((lora_file, 0), (full_file, 0)):
-        method = SGMD(weights=path, **fields)
+        method = Student(weights=path, **fields)
         LightX2V(rank=rank)(method, tmp_path)
         config = json.loads((tmp_path / "config.json").read_text())
         steps = list(method.steps)
         sampler = {"infer_steps": len(steps), "denoising_step_list": steps, "sample_shift": shift, "enable_cfg": False}
         assert sampler.items() <= config.items()
-        again = from_lightx2v(tmp_path / "config.json")
+        again = Student.from_lightx2v(tmp_path / "config.json")
         assert again == method and again.weights.exists()
     assert config["dit_original_ckpt"] == str(tmp_path / "distill_model.safetensors")
 
@@ -126,7 +135,7 @@ def test_a_strange_lightx2v_configuration_is_refused(change, message, tmp_path):
     config = {"denoising_step_list": [1000, 500], "sample_shift": 5, "enable_cfg": False, "dit_original_ckpt": "x"}
     (tmp_path / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(BadFileError, match=message):
-        from_lightx2v(tmp_path / "config.json")
+        Student.from_lightx2v(tmp_path / "config.json")
 
 
 def test_a_lora_merged_equals_the_adapter(lora_file):
@@ -155,7 +164,7 @@ def test_alpha_is_folded(names, tmp_path):
     tensors = {f"{stem}.{names[0]}.weight": down, f"{stem}.{names[1]}.weight": up, f"{stem}.alpha": torch.tensor(1.5)}
     save_file(tensors, tmp_path / "lora.safetensors")
     close(read(tmp_path / "lora.safetensors").changes()["blocks.0.attn1.to_q.weight"], 0.5 * up @ down)
-    PeftLora()(SGMD(weights=tmp_path / "lora.safetensors"), tmp_path)
+    PeftLora()(Student(weights=tmp_path / "lora.safetensors"), tmp_path)
     folded = load_file(tmp_path / "pytorch_lora_weights.safetensors")
     stem = "transformer.blocks.0.attn1.to_q"
     assert folded.keys() == {f"{stem}.lora_A.weight", f"{stem}.lora_B.weight"}
@@ -175,7 +184,7 @@ DELTAS = {
 def test_deltas_of_lightx2v_are_added_and_written_again(tmp_path, pipe):
     tensors = {f"diffusion_model.{name}": torch.randn(shape) for name, (_, shape) in DELTAS.items()}
     save_file(tensors, tmp_path / "deltas.safetensors")
-    method, before = SGMD(weights=tmp_path / "deltas.safetensors"), dict(wan.tiny().named_parameters())
+    method, before = Student(weights=tmp_path / "deltas.safetensors"), dict(wan.tiny().named_parameters())
     with method.apply(pipe):
         for name, (ours, _) in DELTAS.items():
             close(pipe.transformer.get_parameter(ours) - before[ours], tensors[f"diffusion_model.{name}"])
@@ -190,10 +199,10 @@ def test_deltas_of_lightx2v_are_added_and_written_again(tmp_path, pipe):
 
 
 def test_extraction_at_full_rank_is_exact(base, full_file, few, tmp_path):
-    method = SGMD(weights=full_file)
+    method = Student(weights=full_file)
     notes = LightX2V(rank=99, base=base)(method, tmp_path)
     assert notes == ["a LoRA of rank 99 keeps 100.0 % of the squared change of the weights"]
-    close(few(SGMD(weights=tmp_path / "lora.safetensors")), few(method))
+    close(few(Student(weights=tmp_path / "lora.safetensors")), few(method))
 
 
 def test_extraction_keeps_the_largest_singular_values():
@@ -207,11 +216,11 @@ def test_extraction_keeps_the_largest_singular_values():
 
 
 def test_a_peft_lora_says_what_it_leaves_out(base, full_file, tmp_path, sample):
-    notes = PeftLora(rank=24, base=base)(SGMD(weights=full_file), tmp_path)
+    notes = PeftLora(rank=24, base=base)(Student(weights=full_file), tmp_path)
     assert "left out" in notes[1] and "scale_shift_table" in notes[1]
     pipe = wan.tiny_pipeline()
     pipe.load_lora_weights(tmp_path)
-    with SGMD().apply(pipe):
+    with Student().apply(pipe):
         sample(pipe)
     name = "transformer.blocks.0.attn1.to_q.lora_B.bias"
     change = load_file(full_file)["blocks.0.attn1.to_q.bias"] - wan.tiny().blocks[0].attn1.to_q.bias
@@ -220,11 +229,11 @@ def test_a_peft_lora_says_what_it_leaves_out(base, full_file, tmp_path, sample):
 
 def test_what_is_needed_is_said(full_file, tmp_path, base):
     with pytest.raises(FewstepError, match="--base"):
-        PeftLora()(SGMD(weights=full_file), tmp_path)
+        PeftLora()(Student(weights=full_file), tmp_path)
     with pytest.raises(FewstepError, match="nothing to export"):
-        Comfy()(SGMD(), tmp_path)
+        Comfy()(Student(), tmp_path)
     with pytest.raises(ValueError, match="must be 1 or more"):
-        PeftLora(rank=-1, base=base)(SGMD(weights=full_file), tmp_path)
+        PeftLora(rank=-1, base=base)(Student(weights=full_file), tmp_path)
     with pytest.raises(ValueError, match="differ in their parameters"):
         extract_lora({"a": torch.ones(1)}, {"b": torch.ones(1)}, 1)
     assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,9 @@
-"""SGMD on a pipeline: steps, guidance, weights of every kind, and one sentence for weights that do not fit."""
+"""Students of a Wan pipeline: steps, guidance, weights of every kind, and one sentence for weights that do not fit."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
@@ -8,9 +11,16 @@ from diffusers import WanPipeline
 from fewstep.errors import BadFileError, UnsupportedModelError
 from fewstep.families import wan
 from fewstep.flow import StepGrid, euler
-from fewstep_sgmd import SGMD
-from fewstep_sgmd.few_step_pipeline import is_student
+from fewstep.students.few_steps import is_student
+from fewstep.students.wan import WanStudent
 from safetensors.torch import load_file, save_file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Student(WanStudent):
+    """A student of no paper."""
+
+    name: ClassVar[str] = "student"
 
 
 def test_the_call_of_a_user_runs_the_students_steps_without_guidance(pipe, sample, student, full_file):
@@ -19,7 +29,7 @@ def test_the_call_of_a_user_runs_the_students_steps_without_guidance(pipe, sampl
         lambda module, args, kwargs: seen.append((kwargs["timestep"].item(), kwargs["hidden_states"].clone())),
         with_kwargs=True,
     )
-    with SGMD(weights=full_file).apply(pipe):
+    with Student(weights=full_file).apply(pipe):
         latents = sample(pipe, num_inference_steps=30, guidance_scale=6.0, negative_prompt="dog")
     assert [timestep for timestep, _ in seen] == pytest.approx([1000, 937.5, 833.3333, 625], abs=1e-3)
 
@@ -33,7 +43,7 @@ def test_the_call_of_a_user_runs_the_students_steps_without_guidance(pipe, sampl
 
 
 def test_the_pipeline_still_is_what_it_was_for_diffusers(pipe, sample, full_file, tmp_path):
-    with SGMD(weights=full_file).apply(pipe):
+    with Student(weights=full_file).apply(pipe):
         assert isinstance(pipe, WanPipeline) and type(pipe).__name__ == "WanPipeline"
         few = sample(pipe)
         pipe.save_pretrained(tmp_path)
@@ -43,10 +53,10 @@ def test_the_pipeline_still_is_what_it_was_for_diffusers(pipe, sample, full_file
 
 
 def test_a_lora_does_what_diffusers_does_with_it(pipe, sample, lora_file):
-    with SGMD(weights=lora_file).apply(pipe):
+    with Student(weights=lora_file).apply(pipe):
         ours = sample(pipe)
     pipe.load_lora_weights(lora_file)
-    with SGMD().apply(pipe):
+    with Student().apply(pipe):
         theirs = sample(pipe)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
@@ -55,17 +65,17 @@ def test_strength_scales_a_lora(pipe, lora_file):
     before = pipe.transformer.blocks[0].attn1.to_q.weight.clone()
     changes = []
     for strength in (1.0, 0.5):
-        with SGMD(weights=lora_file, strength=strength).apply(pipe):
+        with Student(weights=lora_file, strength=strength).apply(pipe):
             changes.append(pipe.transformer.blocks[0].attn1.to_q.weight - before)
     assert changes[0].abs().max() > 1e-3
     torch.testing.assert_close(changes[1], changes[0] / 2, rtol=1e-4, atol=1e-6)
 
 
 def test_a_saved_method_carries_its_weights(pipe, sample, full_file, tmp_path):
-    SGMD(weights=full_file, steps=(1000, 500)).save_pretrained(tmp_path / "student")
-    loaded = SGMD.from_pretrained(tmp_path / "student")
+    Student(weights=full_file, steps=(1000, 500)).save_pretrained(tmp_path / "student")
+    loaded = Student.from_pretrained(tmp_path / "student")
     assert loaded.weights == tmp_path / "student" / "weights.safetensors" and loaded.steps == (1000, 500)
-    with SGMD(weights=full_file, steps=(1000, 500)).apply(pipe):
+    with Student(weights=full_file, steps=(1000, 500)).apply(pipe):
         expected = sample(pipe)
     with loaded.apply(pipe):
         assert torch.equal(sample(pipe), expected)
@@ -76,7 +86,7 @@ def test_a_failure_half_way_leaves_the_pipeline_as_it_was(pipe, sample, full_fil
     last = list(pipe.transformer.parameters())[-1]
     monkeypatch.setattr(last, "detach", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        SGMD(weights=full_file).apply(pipe)
+        Student(weights=full_file).apply(pipe)
     monkeypatch.undo()
     assert type(pipe) is WanPipeline and torch.equal(sample(pipe), dense)
 
@@ -96,7 +106,7 @@ def test_full_weights_that_do_not_fit_are_refused(pipe, sample, full_file, tmp_p
     change(state)
     save_file(state, tmp_path / "wrong.safetensors")
     with pytest.raises(BadFileError, match=message):
-        SGMD(weights=tmp_path / "wrong.safetensors").apply(pipe)
+        Student(weights=tmp_path / "wrong.safetensors").apply(pipe)
     assert torch.equal(sample(pipe), dense)
 
 
@@ -119,20 +129,20 @@ def test_a_lora_that_does_not_fit_is_refused(pipe, lora_file, tmp_path, change, 
     change(state)
     save_file(state, tmp_path / "wrong.safetensors")
     with pytest.raises(BadFileError, match=message):
-        SGMD(weights=tmp_path / "wrong.safetensors").apply(pipe)
+        Student(weights=tmp_path / "wrong.safetensors").apply(pipe)
 
 
 def test_a_file_that_is_no_safetensors_is_refused(pipe, full_file, tmp_path):
     (tmp_path / "cut.safetensors").write_bytes(full_file.read_bytes()[:-100])
     for name in ("cut.safetensors", "none.safetensors"):
         with pytest.raises(BadFileError, match=name):
-            SGMD(weights=tmp_path / name).apply(pipe)
+            Student(weights=tmp_path / name).apply(pipe)
 
 
 def test_a_pipeline_with_two_experts_is_refused(pipe):
     pipe.transformer_2 = wan.tiny(seed=2)
     with pytest.raises(UnsupportedModelError, match="two experts"):
-        SGMD().apply(pipe)
+        Student().apply(pipe)
 
 
 def test_a_student_is_told_by_its_own_scheduler(pipe):
@@ -152,16 +162,16 @@ def test_a_student_is_told_by_its_own_scheduler(pipe):
 )
 def test_impossible_fields_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
-        SGMD(**fields)
+        Student(**fields)
 
 
 def test_steps_that_no_stock_scheduler_holds_are_refused(pipe):
     with pytest.raises(ValueError, match="evenly spaced"):
-        SGMD(steps=(1000, 900, 500)).apply(pipe)
+        Student(steps=(1000, 900, 500)).apply(pipe)
 
 
 def test_a_style_that_was_loaded_before_acts_on_top_of_the_student(pipe, sample, full_file, lora_file):
-    student = SGMD(weights=full_file)
+    student = Student(weights=full_file)
     with student.apply(pipe):
         alone = sample(pipe)
         pipe.load_lora_weights(lora_file.parent, weight_name=lora_file.name, adapter_name="style")

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from fewstep.errors import BadFileError, UnsupportedModelError
-from fewstep.families import has_fused_adapters, plain_parameters
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from ..errors import BadFileError, UnsupportedModelError
+from ..families import has_fused_adapters, plain_parameters
 
 
 @dataclass(frozen=True)

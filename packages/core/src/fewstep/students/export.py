@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from fewstep.data.files import read_text, write_text
-from fewstep.errors import BadFileError, FewstepError
-from fewstep.families import wan
-from fewstep.loaders import load
-
-from .method import SGMD
-from .student_weights import StudentWeights, extract_lora
-from .weight_files import native_tensors, peft_tensors, read, write
+from ..data.files import write_text
+from ..errors import FewstepError
+from ..families import wan
+from ..loaders import load
+from . import lightx2v
+from .wan import WanStudent
+from .wan_files import native_tensors, peft_tensors, write
+from .weights import StudentWeights, extract_lora
 
 README = """# Few-step student
 
@@ -40,7 +40,7 @@ class DiffusersFolder:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Data type of the weights that are written."""
 
-    def __call__(self, method: SGMD, folder: Path) -> list[str]:
+    def __call__(self, method: WanStudent, folder: Path) -> list[str]:
         """Write the folder; returns notes for the user."""
         pipe = load(self.base, dtype=self.dtype).model
         with method.apply(pipe):
@@ -59,7 +59,7 @@ class PeftLora:
     base: str = ""
     """Pipeline that the student was made from; needed where it has full weights."""
 
-    def __call__(self, method: SGMD, folder: Path) -> list[str]:
+    def __call__(self, method: WanStudent, folder: Path) -> list[str]:
         """Write the file; returns notes for the user."""
         student, notes = as_lora(method, self.rank, self.base)
         tensors, left_out = peft_tensors(student)
@@ -80,12 +80,12 @@ class LightX2V:
     base: str = ""
     """Pipeline that the student was made from; needed to extract."""
 
-    def __call__(self, method: SGMD, folder: Path) -> list[str]:
+    def __call__(self, method: WanStudent, folder: Path) -> list[str]:
         """Write weights and configuration; returns notes for the user."""
         student, notes = _full_or_lora(method, self.rank, self.base)
         file = folder / ("distill_model.safetensors" if student.full else "lora.safetensors")
         write(native_tensors(student, ("lora_down", "lora_up"), {".modulation": ".diff_m"}), file)
-        config = lightx2v_config(method, file, full=bool(student.full))
+        config = lightx2v.config(method.grid, file, full=bool(student.full))
         write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
         return notes
 
@@ -99,7 +99,7 @@ class Comfy:
     base: str = ""
     """Pipeline that the student was made from; needed to extract."""
 
-    def __call__(self, method: SGMD, folder: Path) -> list[str]:
+    def __call__(self, method: WanStudent, folder: Path) -> list[str]:
         """Write the file; returns notes for the user."""
         student, notes = _full_or_lora(method, self.rank, self.base)
         tensors = native_tensors(student, ("lora_A", "lora_B"), {".modulation": ".modulation.diff"})
@@ -108,7 +108,7 @@ class Comfy:
         return [*notes, f"sample with euler, cfg 1, and these sigmas: {levels}"]
 
 
-def as_lora(method: SGMD, rank: int, base: str) -> tuple[StudentWeights, list[str]]:
+def as_lora(method: WanStudent, rank: int, base: str) -> tuple[StudentWeights, list[str]]:
     """The student as a LoRA with its strength folded in: as it is, or extracted from full weights, with notes.
 
     Raises:
@@ -126,44 +126,13 @@ def as_lora(method: SGMD, rank: int, base: str) -> tuple[StudentWeights, list[st
     return lora, [f"a LoRA of rank {rank} keeps {100 * kept:.1f} % of the squared change of the weights"]
 
 
-def _student(method: SGMD) -> StudentWeights:
-    if method.weights is None:
+def _student(method: WanStudent) -> StudentWeights:
+    if (student := method.student()) is None:
         raise FewstepError("this method has no weights of its own: there is nothing to export")
-    return read(Path(method.weights))
+    return student
 
 
-def _full_or_lora(method: SGMD, rank: int, base: str) -> tuple[StudentWeights, list[str]]:
+def _full_or_lora(method: WanStudent, rank: int, base: str) -> tuple[StudentWeights, list[str]]:
     """Full weights as they are, unless a rank is asked for; a LoRA otherwise."""
     student = _student(method)
     return (student, []) if student.full and not rank else as_lora(method, rank, base)
-
-
-def lightx2v_config(method: SGMD, file: Path, *, full: bool) -> dict[str, Any]:
-    """The part of a LightX2V configuration that the student decides."""
-    config = {
-        "infer_steps": len(method.steps),
-        "denoising_step_list": list(method.steps),
-        "sample_shift": int(method.shift) if method.shift == int(method.shift) else method.shift,
-        "enable_cfg": False,
-    }
-    weights = {"dit_original_ckpt": str(file)} if full else {"lora_configs": [{"path": str(file), "strength": 1.0}]}
-    return config | weights
-
-
-def from_lightx2v(path: Path) -> SGMD:
-    """The student that a LightX2V configuration describes; paths in it count from where LightX2V is started.
-
-    Raises:
-        BadFileError: it cannot be read, is no such configuration, or has guidance or several LoRAs.
-    """
-    text = read_text(path)
-    try:
-        config = json.loads(text)
-        steps, shift = tuple(config["denoising_step_list"]), float(config["sample_shift"])
-        loras = config.get("lora_configs") or [{"path": config["dit_original_ckpt"]}]
-        weights, strength = Path(loras[0]["path"]), float(loras[0].get("strength", 1.0))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadFileError(f"{path} is no LightX2V configuration of a few-step student: {error!r}") from error
-    if config.get("enable_cfg", True) or len(loras) > 1:
-        raise BadFileError(f"{path}: a few-step student has one set of weights and enable_cfg false")
-    return SGMD(weights=weights, steps=steps, shift=shift, strength=strength)
