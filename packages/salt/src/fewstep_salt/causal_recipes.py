@@ -138,7 +138,7 @@ class SaltRecipe(CausalDistillation):
             how = {"weight": self.semigroup_weight, "target": self.semigroup_target}
             losses["semigroup"] = SemigroupLoss(scale=self.semigroup, sampler=sampler, **how)
         if self.alignment:
-            losses["alignment"] = self._alignment_loss()
+            losses["alignment"] = self._alignment_loss()  # type: ignore[assignment]  # samples here have chunks
         return losses
 
     def _alignment_loss(self) -> ChunkAlignmentLoss:
@@ -227,7 +227,7 @@ def self_forcing_8_worlds() -> SelfForcingRecipe:
 
 def mixed_worlds() -> SaltRecipe:
     """Mixed lists alone; ``--semigroup 0.2`` adds self-consistency."""
-    return SaltRecipe(**{**WORLDS, "semigroup": 0.0, "alignment": 0.0})
+    return SaltRecipe(**WORLDS, semigroup=0.0, alignment=0.0)
 
 
 WAN: dict[str, Any] = {

@@ -138,11 +138,11 @@ class CausalProcessor:
         if call.recorded is not None:
             call.recorded.append((stored, values))
         keys, values = self._with_past(rotary_emb, keys, values)
-        heads_first = (part.transpose(1, 2) for part in (query, keys, values))
+        query, keys, values = (part.transpose(1, 2) for part in (query, keys, values))
         if call.forced:
-            out = teacher_forced_attention(*heads_first, call.forced).transpose(1, 2)
+            out = teacher_forced_attention(query, keys, values, call.forced).transpose(1, 2)
         else:
-            out = F.scaled_dot_product_attention(*heads_first, attn_mask=call.mask).transpose(1, 2)
+            out = F.scaled_dot_product_attention(query, keys, values, attn_mask=call.mask).transpose(1, 2)
         return attn.to_out[1](attn.to_out[0](out.flatten(2).type_as(query)))
 
     def _with_past(self, rotation: _Rotation, keys: States, values: States) -> tuple[States, States]:
@@ -167,10 +167,10 @@ def teacher_forced_attention(
     size, clean, noisy = half // chunks, [], []
     for start in range(0, half, size):
         own, late = slice(start, start + size), slice(half + start, half + start + size)
-        seen = (part[:, :, : start + size] for part in (keys, values))
-        clean.append(F.scaled_dot_product_attention(query[:, :, own], *seen))
-        seen = (torch.cat([part[:, :, :start], part[:, :, late]], 2) for part in (keys, values))
-        noisy.append(F.scaled_dot_product_attention(query[:, :, late], *seen))
+        past_keys, past_values = keys[:, :, : start + size], values[:, :, : start + size]
+        clean.append(F.scaled_dot_product_attention(query[:, :, own], past_keys, past_values))
+        seen_keys, seen_values = (torch.cat([part[:, :, :start], part[:, :, late]], 2) for part in (keys, values))
+        noisy.append(F.scaled_dot_product_attention(query[:, :, late], seen_keys, seen_values))
     return torch.cat([*clean, *noisy], 2)
 
 

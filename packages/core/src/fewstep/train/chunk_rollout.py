@@ -209,7 +209,9 @@ def joined(chunks: Sequence[ChunkExit], first: int, **rest: Any) -> ChunkRollout
     """The rollout of these chunks, of which those from frame `first` on are one clip."""
     trained = [chunk for chunk in chunks if chunk.start >= first]
     clips = {"x": "x0", "noisy": "noisy", "velocity": "velocity"}
-    joint = {name: torch.cat([getattr(chunk, of) for chunk in trained], 2) for name, of in clips.items()}
+    joint: dict[str, Any] = {
+        name: torch.cat([getattr(chunk, of) for chunk in trained], 2) for name, of in clips.items()
+    }
     return ChunkRollout(chunks=tuple(chunks), **joint, **rest)
 
 

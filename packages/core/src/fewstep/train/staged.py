@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -21,17 +21,15 @@ class Staged:
 
     stages: Mapping[int, Objective]
     """Objectives by the step that they begin at."""
+    roles: Roles = field(init=False)
+    """Those of all stages."""
 
     def __post_init__(self) -> None:
         if min(self.stages, default=None) != 0:
             raise ValueError(f"the first stage begins at step 0, found {sorted(self.stages)}")
+        self.roles = self.stages[0].roles
         if any(objective.roles is not self.roles for objective in self.stages.values()):
             raise ValueError("the stages of a run train the same roles")
-
-    @property
-    def roles(self) -> Roles:
-        """Those of all stages."""
-        return self.stages[0].roles
 
     def at(self, step: int) -> Objective:
         """The objective of a step."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -138,14 +138,12 @@ class Worlds:
     embed: Embeddings
     open: float = 0.2
     """Chance that a prompt leaves the direction open; independently, the speed and the digits."""
+    shape: tuple[int, ...] = field(init=False)
+    """Shape of one latent."""
 
     def __post_init__(self) -> None:
+        self.shape = tuple(self.clips.latents.shape[1:])
         self.straight = (self.clips.chunk == 0).nonzero().flatten()
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one latent."""
-        return tuple(self.clips.latents.shape[1:])
 
     @property
     def uncond(self) -> Float[Tensor, "1 t d"]:

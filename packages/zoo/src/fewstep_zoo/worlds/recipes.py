@@ -74,7 +74,7 @@ class WorldsRecipe(Recipe):
     def what_is_saved(self) -> str:
         return "a diffusers pipeline folder"
 
-    def finish(self, job: Job, network: torch.nn.Module, folder: Path) -> None:
+    def finish(self, job: Job, network: Any, folder: Path) -> None:
         job.pipe.transformer = network
         for part in (job.pipe, network, job.pipe.vae):
             part.register_to_config(_name_or_path="")  # the folder of the VAE on this machine

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +46,11 @@ class Crops:
     frames: int = 9
     split: clips.Split = "train"
     uncond: None = None
+    shape: tuple[int, ...] = field(init=False)
+    """Shape of one crop."""
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one crop."""
-        return 3, self.frames, self.size, self.size
+    def __post_init__(self) -> None:
+        self.shape = 3, self.frames, self.size, self.size
 
     def draw(self, size: int, generator: torch.Generator) -> tuple[Tensor, Float[Tensor, "b 3 f h w"]]:
         """Numbers of the crops, and crops with values from -1 to 1, from anywhere in clips."""
