@@ -189,3 +189,12 @@ def test_the_folder_of_a_causal_student_holds_the_method(full_file, sample, tmp_
     (tmp_path / "causal" / "fewstep.json").write_text("{")
     with pytest.raises(FewstepError, match="damaged"):
         Salt.of(pipe)
+
+
+def test_a_network_in_half_precision_keeps_its_tables_in_float32_and_makes_chunks(pipe, sample):
+    """diffusers leaves ``scale_shift_table``, the first parameter, in float32: it does not tell the precision."""
+    pipe.transformer.to(torch.bfloat16)
+    pipe.transformer.scale_shift_table.data = pipe.transformer.scale_shift_table.data.float()
+    with CAUSAL.apply(pipe):
+        latents = sample(pipe)
+    assert torch.isfinite(latents).all() and latents.dtype == torch.float32
