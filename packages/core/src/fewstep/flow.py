@@ -132,7 +132,13 @@ def transition_with(
 
 
 def even_steps(count: int) -> tuple[int, ...]:
-    """Raw steps from 1000, evenly spaced: 4 gives 1000, 750, 500 and 250."""
+    """Raw steps from 1000, evenly spaced: 4 gives 1000, 750, 500 and 250.
+
+    Raises:
+        ValueError: not 1 to 1000 steps.
+    """
+    if not 1 <= count <= TRAIN_STEPS:
+        raise ValueError(f"1 to {TRAIN_STEPS} steps can be made, found {count}")
     return tuple(TRAIN_STEPS - number * (TRAIN_STEPS // count) for number in range(count))
 
 

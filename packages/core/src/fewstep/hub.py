@@ -83,13 +83,14 @@ def shipped(model: str, method: str) -> Path | None:
     Raises:
         BadFileError: the one in the folder is damaged.
     """
-    if model and (Path(model) / CONFIG).is_file():
-        return Path(model) if _name_of(Path(model)) == method else None
     card = plugins.loaders().get(model)
-    if card is None or method not in card.saved:
-        return None
-    package, _, folder = card.saved[method].partition(":")
-    return Path(str(resources.files(package).joinpath(folder)))
+    if card is not None:
+        package, _, folder = card.saved.get(method, "").partition(":")
+        return Path(str(resources.files(package).joinpath(folder))) if package else None
+    own = Path(model).expanduser()
+    if model and (own / CONFIG).is_file():
+        return own if _name_of(own) == method else None
+    return None
 
 
 def _name_of(folder: Path) -> str:
@@ -113,7 +114,7 @@ def _download(repo_id: str) -> Path:
 def push(method: Any, repo_id: str, *, private: bool = False) -> str:
     """Upload a saved form of `method` to the hub and return its address."""
     with tempfile.TemporaryDirectory() as folder:
-        save(method, folder)
+        method.save_pretrained(folder)  # a method may write its weights in a form of its own
         return push_folder(folder, repo_id, private=private)
 
 

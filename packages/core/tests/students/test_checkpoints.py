@@ -114,3 +114,33 @@ def test_a_truncated_or_missing_file_is_said(pipe, official, tmp_path):
     for name in ("cut.pt", "empty.pt", "none.pt"):
         with pytest.raises(BadFileError, match=name):
             Student(weights=tmp_path / name).apply(pipe)
+
+
+def test_a_checkpoint_is_saved_and_pushed_as_safetensors_in_capitals_too(official, tmp_path, monkeypatch):
+    upper = tmp_path / "STUDENT.PT"
+    upper.write_bytes(official.read_bytes())
+    uploaded = []
+
+    class Hub:
+        """Stands for the hub of the library: nothing leaves this machine."""
+
+        def create_repo(self, repo_id, **_):
+            return f"https://hub/{repo_id}"
+
+        def upload_folder(self, *, repo_id, folder_path):
+            uploaded.extend((file.name, file.read_bytes()[:2]) for file in Path(folder_path).iterdir())
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    Student(weights=upper).save_pretrained(tmp_path / "saved")
+    assert not list((tmp_path / "saved").glob("*.PT"))
+    assert same(read(tmp_path / "saved" / "weights.safetensors").full, wan.tiny(seed=1))
+    Student(weights=official).push_to_hub("me/student")
+    assert "weights.safetensors" in dict(uploaded) and b"PK" not in dict(uploaded).values()
+
+
+def test_a_lora_in_a_checkpoint_is_not_saved_as_nothing(tmp_path):
+    name = "blocks.0.attn1.to_q"
+    factors = {f"{name}.lora_A.weight": torch.randn(2, 24), f"{name}.lora_B.weight": torch.randn(24, 2)}
+    torch.save(factors, tmp_path / "lora.pt")
+    with pytest.raises(BadFileError, match="--format lora"):
+        Student(weights=tmp_path / "lora.pt").save_pretrained(tmp_path / "saved")

@@ -70,7 +70,7 @@ class FeatureAlignment:
     discrepancy: Callable[[Tokens, Tokens], Tensor]
     """See `fewstep_salt.discrepancy`."""
     features: Features
-    """Where they come from."""
+    """Block and noise levels of the features."""
 
     def __call__(self, teacher: Role, x: Latent, reference: Latent, batch: Batch) -> Float[Tensor, ""]:
         """See `Alignment`."""

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from fewstep import families
 from fewstep.applied import Applied
 from fewstep.data.images import sample_grid
-from fewstep.errors import UnsupportedModelError
+from fewstep.errors import FewstepError, UnsupportedModelError
 from fewstep.families.chunk_cache import CachePolicy
 from fewstep.loaders import load
+from fewstep.students.few_steps import replace_weights
+from fewstep.students.wan_files import read
 from fewstep.train import adapters
 from fewstep.train.chunk_noise import FreshNoise
 from fewstep.train.chunk_rollout import CausalStudent, ChunkPlan, roll
@@ -36,6 +39,8 @@ class CausalDistillation(StudentRecipe):
     """Method that runs the student."""
     student_start: str
     """Pipeline that the student starts from: a causal model, in the names of its bidirectional class."""
+    student_weights: Path | None = None
+    """Weights that take the place of those of `student_start`: safetensors, or a checkpoint like ``ode_init.pt``."""
     critic_start: str | None = None
     """Pipeline that the critic starts from; None copies the teacher."""
     chunk: int = 3
@@ -82,12 +87,29 @@ class CausalDistillation(StudentRecipe):
         if expected.latent(self.frames, self.height, self.width) != shape:
             raise UnsupportedModelError(f"{self.student_start} and {self.teacher} have latents of different shapes")
         self.plan.first_trained(shape[1])
+        self._start(family, family.check(pipe))
         teacher = family.check(other)
         critic = family.check(load(self.critic_start).model) if self.critic_start else copy.deepcopy(teacher)
         roles = self._three_roles(family.check(pipe), critic, teacher)
         negative = family.NEGATIVE if self.negative is None else self.negative
         data = embedded(pipe, self.student_start, lines, negative, tokens=self.tokens, shape=shape, world=world)
         return Job(objective=self.causal_objective(roles, pipe), data=data, pipe=pipe)
+
+    def _start(self, family: Any, student: nn.Module) -> None:
+        """Give the student the weights that it starts from.
+
+        Raises:
+            FewstepError: it would start from a bidirectional model.
+            BadFileError: the weights cannot be read or do not fit.
+        """
+        if self.student_weights is not None:
+            values = read(self.student_weights).values(student, 1.0, self.student_weights)
+            replace_weights(Applied(), student, values)
+        elif self.student_start in family.KNOWN:
+            raise FewstepError(
+                f"{self.student_start} is bidirectional: name a causal start with --student-weights (ode_init.pt or "
+                "causal_ode.pt of the official releases, or safetensors) or --student-start"
+            )
 
     def skeleton(self) -> Job:
         sizes = architecture(self.student_start)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from fewstep import families
-from fewstep.flow import StepGrid
+from fewstep.flow import StepGrid, even_steps
 from fewstep.train.chunk_noise import ReferenceNoise
 from fewstep.train.extra import ExtraLoss
 from fewstep.train.objective import Objective
@@ -31,7 +31,7 @@ WORLDS_PROMPTS = Path(__file__).with_name("prompts") / "worlds.txt"
 
 @dataclass(frozen=True, kw_only=True)
 class Curriculum:
-    """What changes once in a run (``warmup_steps`` and ``target_...`` of the official code)."""
+    """Settings that change once in a run (``warmup_steps`` and ``target_...`` of the official code)."""
 
     after: int = 0
     """Critic updates before the change; 0 for never."""
@@ -52,6 +52,8 @@ class SaltRecipe(CausalDistillation):
     count: Literal["student", "critic"] = "critic"
     guidance: float = 4.0
     """Scale w of the teacher's guidance, v_u + w (v_c - v_u); official codes write it as 3 and add it to v_c."""
+    raw_steps: tuple[int, ...] = (1000, 750, 500, 250)
+    """Steps that the student is saved and shown with, before the shift; rollouts of `lists` train them."""
     lists: tuple[int, ...] = (8, 4, 2)
     """Numbers of steps that rollouts are made with, evenly spaced before the shift."""
     probabilities: tuple[float, ...] = (0.4, 0.4, 0.2)
@@ -83,11 +85,14 @@ class SaltRecipe(CausalDistillation):
     share_exit_input: bool = False
     """Compare at the same noisy input, so that only the caches differ."""
     curriculum: Curriculum = Curriculum()
-    """What changes later in the run."""
+    """Settings that change later in the run."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._settings()  # wrong values are answered at once
+        trained = {step for grid in self.mix().grids for step in grid.raw}
+        if not set(self.raw_steps) <= trained:
+            raise ValueError(f"steps of use {self.raw_steps} must be among those of training {sorted(trained)[::-1]}")
 
     def causal_objective(self, roles: Roles, pipe: Any = None) -> Objective:
         stages = {
@@ -128,7 +133,7 @@ class SaltRecipe(CausalDistillation):
 
     def mix(self) -> StepMix:
         """Step lists of the rollouts, for both players."""
-        return StepMix(tuple(evenly(number, self.shift) for number in self.lists), self.probabilities)
+        return StepMix(tuple(StepGrid(even_steps(number), self.shift) for number in self.lists), self.probabilities)
 
     def extra(self, *, semigroup: bool = True) -> dict[str, ExtraLoss]:
         """Losses beside that of DMD2."""
@@ -152,17 +157,6 @@ class SaltRecipe(CausalDistillation):
             noise=self.reference_noise,
             share_exit_input=self.share_exit_input,
         )
-
-
-def evenly(number: int, shift: float) -> StepGrid:
-    """The list of so many steps: 4 are 1000, 750, 500 and 250.
-
-    Raises:
-        ValueError: 1000 does not divide into so many steps.
-    """
-    if number < 1 or 1000 % number:
-        raise ValueError(f"a list of {number} steps: 1000 does not divide into so many")
-    return StepGrid(tuple(range(1000, 0, -1000 // number)), shift)
 
 
 def _image_latent(pipe: Any) -> ImageLatent:

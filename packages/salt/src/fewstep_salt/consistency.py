@@ -35,7 +35,7 @@ SCALES: Mapping[SemigroupTarget, Callable[[Triple], float]] = {
 
 
 class EndPoints(NamedTuple):
-    """Where one sample arrives at level ``e``."""
+    """The two places where one sample arrives at level ``e``."""
 
     direct: Latent
     """``end1``, in one step; in the graph of ``v_s``."""
@@ -44,7 +44,7 @@ class EndPoints(NamedTuple):
 
 
 def end_points(noisy: Latent, v_s: Latent, triple: Triple, velocity: Velocity) -> EndPoints:
-    """Direct and composed end point (Salt, arXiv 2604.03118, section 2.2 of the method card).
+    """Direct and composed end point (Salt, arXiv 2604.03118).
 
         y = x_s - (s - m) sg[v_s]                v_m = v(y, m)                     without gradient
         end1 = x_s - (s - e) v_s                 end2 = y - (m - e) v_m

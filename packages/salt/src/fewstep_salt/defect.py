@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from itertools import pairwise
+from operator import add
 from typing import Any
 
 import torch
 from fewstep import flow
+from fewstep.families.chunk_cache import ChunkCache
+from fewstep.train.chunk_rollout import CausalStudent, ChunkPlan
 from fewstep.train.roles import Role
 from torch import Tensor
 
@@ -90,17 +93,56 @@ def defect_of(
         generator: of fresh noise; needed for ``eta > 0``.
     """
     sampler = sampler or TripleSampler()
-    levels: list[float] = sampler.grid.sigmas.tolist()
 
     def velocity(noisy: Latent, level: float) -> Latent:
         return role.velocity(noisy, level, cond)
 
-    rays, noisy = {}, start
-    for level, following in pairwise((*levels, 0.0)):
+    rays, _ = _rays(start, sampler, velocity, eta, generator)
+    return defect_at(rays, sampler.triples(), velocity)
+
+
+@torch.no_grad()
+def causal_defect_of(
+    student: CausalStudent,
+    plan: ChunkPlan,
+    cond: Any,
+    start: Latent,
+    *,
+    sampler: TripleSampler | None = None,
+    eta: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Defect:
+    """The defect of a causal student over all chunks, each with the cache of those that it made before.
+
+    Args:
+        student: its network was made causal.
+        plan: chunks and cache.
+        cond: prompt embeddings ``[B, T, d]``.
+        start: noise ``[B, C, F, H, W]``.
+        sampler: step list and triples; None takes those of the paper, over `fewstep_salt.steps.L8`.
+        eta: transition between the levels, see `fewstep.flow.transition`.
+        generator: of fresh noise; needed for ``eta > 0``.
+    """
+    sampler, cache = sampler or TripleSampler(), ChunkCache(plan.policy)
+    defects = []
+    for noise in start.split(plan.chunk, 2):
+        velocity = partial(student.velocity, cond=cond, cache=cache)
+        rays, clean = _rays(noise, sampler, velocity, eta, generator)
+        defects.append(defect_at(rays, sampler.triples(), velocity))
+        cache = student.commit(clean, cond, cache)
+    return reduce(add, defects)
+
+
+def _rays(
+    noisy: Latent, sampler: TripleSampler, velocity: Velocity, eta: float, generator: torch.Generator | None
+) -> tuple[dict[float, tuple[Latent, Latent]], Latent]:
+    """State and velocity at each level of a rollout over the dense list, and where it ends."""
+    rays = {}
+    for level, following in pairwise((*sampler.grid.sigmas.tolist(), 0.0)):
         predicted = velocity(noisy, level)
         rays[level] = noisy, predicted
-        noisy = flow.transition(noisy, predicted, level, following, eta, generator)
-    return defect_at(rays, sampler.triples(), velocity)
+        noisy = flow.transition(noisy, predicted, level, following, eta if following else 0.0, generator)
+    return rays, noisy
 
 
 def _sum(one: Mapping[Triple, float], other: Mapping[Triple, float]) -> dict[Triple, float]:

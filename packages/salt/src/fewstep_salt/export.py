@@ -24,14 +24,14 @@ Videos of any length, {chunk} latent frames at a time, in {steps} network calls 
 
 ```python
 from diffusers import WanPipeline
-from fewstep_salt import Salt
+from fewstep_salt import {kind}
 
 pipe = WanPipeline.from_pretrained("this/folder")
-with Salt.of(pipe).apply(pipe):
+with {kind}.of(pipe).apply(pipe):
     pipe(prompt, num_frames=81)
 ```
 
-On the command line: `fewstep run salt --model this/folder --prompt "..." --seconds 20 --output out.mp4`.
+On the command line: `fewstep run {name} --model this/folder --prompt "..." --seconds 20 --output out.mp4`.
 """
 
 
@@ -50,7 +50,8 @@ class CausalFolder:
         with method.apply(pipe):
             pipe.save_pretrained(folder)
         hub.save(dataclasses.replace(method, weights=None), folder)
-        write_text(folder / "README.md", README.format(chunk=method.chunk, steps=len(method.steps)))
+        shown = {"chunk": method.chunk, "steps": len(method.steps), "kind": type(method).__name__, "name": method.name}
+        write_text(folder / "README.md", README.format(**shown))
         return []
 
 

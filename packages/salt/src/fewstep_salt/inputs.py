@@ -160,8 +160,8 @@ class StreamInputs:
 
 def _refuse_bidirectional(loaded: Loaded, method: Salt) -> None:
     """Refuse a method without weights on a pipeline that no causal student was saved with."""
-    if method.weights is None and hub.shipped(loaded.name, Salt.name) is None and Salt.of(loaded.model) is None:
+    if method.weights is None and hub.shipped(loaded.name, method.name) is None and method.of(loaded.model) is None:
         raise FewstepError(
-            f"{loaded.name} is no causal student: no saved salt method comes with it. Name a student with --weights or "
+            f"{loaded.name} is no causal student: no saved {method.name} comes with it. Name one with --weights or "
             "--method-from; --untrained makes chunks with its weights all the same"
         )

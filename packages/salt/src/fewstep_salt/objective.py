@@ -1,6 +1,6 @@
 """`SaltObjective`: distribution matching on videos that a causal student makes with the cache of its own chunks.
 
-    L_G = L_DMD + 0.2 L_SC [list = L8] + 0.1 L_TRD [list = L2, exit > 0, step >= warm-up]     (method card, section 2.4)
+    L_G = L_DMD + 0.2 L_SC [list = L8] + 0.1 L_TRD [list = L2, exit > 0, step >= warm-up]      (arXiv 2604.03118)
 
 The last two are `extra` losses. Baselines are settings: Self Forcing (arXiv 2506.08009) is one list and no extra loss.
 """

@@ -39,6 +39,18 @@ def fewstep_methods():
 
 
 @hookimpl
+def fewstep_tasks():
+    return [
+        Card(
+            name="semigroup-defect",
+            summary="by how much one long step and the same way in two short ones disagree, over all triples of levels",
+            target="fewstep_salt.task:SemigroupDefect",
+            paper="2604.03118",
+        )
+    ]
+
+
+@hookimpl
 def fewstep_recipes():
     where, causal = "fewstep_salt.recipes", "fewstep_salt.causal_recipes"
     wan = ("WanTransformer3DModel",)

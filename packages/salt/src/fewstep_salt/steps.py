@@ -67,7 +67,7 @@ class Triple(NamedTuple):
 
 @dataclass(frozen=True)
 class TripleSampler:
-    """Triples of a step list for each exit step (Salt, arXiv 2604.03118, section 2.2 of the method card).
+    """Triples of a step list for each exit step (Salt, arXiv 2604.03118).
 
         B = {L[0], L[K/n], L[2K/n], ..., 0}          the boundaries of n segments: the levels of inference, and 0
         s = L[i]     e ~ the two largest of B below L[i+1]     m ~ the levels of L strictly between e and s

@@ -6,11 +6,14 @@ import json
 
 import pytest
 import torch
+from diffusers import WanPipeline
 from fewstep import FewstepError
+from fewstep.cli import main
 from fewstep.families import wan
 from fewstep.students.wan_files import write
 from fewstep_salt import Salt
-from fewstep_salt.export import CausalLightX2V
+from fewstep_salt.export import CausalFolder, CausalLightX2V
+from fewstep_salt.method import SelfForcing
 from safetensors.torch import load_file
 
 
@@ -53,3 +56,15 @@ def test_a_lora_is_merged_into_its_base(tmp_path):
     torch.testing.assert_close(merged, wan.tiny().blocks[0].attn1.to_q.weight.detach() + up @ down)
     with pytest.raises(FewstepError, match="nothing to export"):
         CausalLightX2V()(Salt(), tmp_path)
+
+
+@pytest.mark.parametrize("kind", [Salt, SelfForcing])
+def test_a_folder_is_found_by_the_method_that_made_it(kind, full_file, tmp_path):
+    wan.tiny_pipeline().save_pretrained(tmp_path / "base")
+    CausalFolder(base=str(tmp_path / "base"))(kind(weights=full_file, chunk=2), tmp_path / "student")
+    pipe = WanPipeline.from_pretrained(tmp_path / "student")
+    assert kind.of(pipe) == kind(chunk=2)
+    assert f"{kind.__name__}.of(pipe)" in (tmp_path / "student" / "README.md").read_text()
+    made = tmp_path / "made.mp4"
+    words = ["run", kind.name, "--model", str(tmp_path / "student"), "--prompt", "a cat runs", "--seconds", "0.5"]
+    assert main([*words, "--height", "32", "--width", "32", "--output", str(made)]) == 0 and made.stat().st_size

@@ -118,7 +118,7 @@ class ChunkCache:
     frames: int = 0
     """Frames committed since the beginning; the next chunk starts at this one."""
     segments: tuple[Segment, ...] = ()
-    """What is held, in order."""
+    """Chunks that are held, in order."""
 
     @property
     def kept(self) -> int:

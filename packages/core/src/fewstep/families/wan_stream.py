@@ -96,6 +96,8 @@ class StreamDecoder:
     @torch.no_grad()
     def decode(self, latents: Latent) -> Float[Tensor, "b f 3 h w"]:
         """Pixels in [0, 1] of the next latent frames; one for the first latent, then as many as the VAE makes."""
+        from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
+
         if self._pipe.vae is None:
             return wan.decode(self._pipe, latents)
         vae = self._pipe.vae.to(latents.device)
@@ -104,7 +106,10 @@ class StreamDecoder:
         for frame in ready.split(1, 2):
             pixels.append(vae.decoder(frame, feat_cache=self._past, feat_idx=[0], first_chunk=self._first))
             self._first = False
-        return (torch.cat(pixels, 2).clamp(-1, 1).float() / 2 + 0.5).transpose(1, 2)
+        whole = torch.cat(pixels, 2)
+        if vae.config.patch_size is not None:  # Wan 2.2 decodes squares of pixels as channels
+            whole = unpatchify(whole, patch_size=vae.config.patch_size)
+        return (whole.clamp(-1, 1).float() / 2 + 0.5).transpose(1, 2)
 
 
 @dataclass

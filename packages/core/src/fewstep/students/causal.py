@@ -52,7 +52,7 @@ def options_of(pipe: Any) -> StreamOptions | None:
 
 
 def _answer(pipe: Any, options: StreamOptions, asked: Mapping[str, Any]) -> Any:
-    """What ``WanPipeline`` returns, for the arguments of its call."""
+    """Make the videos of a call, in the form that ``WanPipeline`` returns."""
     from diffusers.pipelines.wan.pipeline_output import WanPipelineOutput
 
     _check(pipe, options, asked)

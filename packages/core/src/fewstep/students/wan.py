@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .. import hub
 from ..applied import Applied
 from ..cards import Card
+from ..errors import BadFileError
 from ..families import wan
 from ..flow import TRAIN_STEPS, StepGrid, even_steps
 from ..method import Method
@@ -106,9 +107,18 @@ class WanStudent(Method):
             return undo.pop_all()
 
     def save_pretrained(self, folder: hub.PathLike) -> None:
-        """Write ``fewstep.json``, the weights and a model card; weights of a checkpoint become safetensors."""
+        """Write ``fewstep.json``, the weights and a model card; weights of a checkpoint become safetensors.
+
+        Raises:
+            BadFileError: the checkpoint holds a LoRA.
+        """
         files = {}
-        if self.weights is not None and Path(self.weights).suffix in SUFFIXES and (student := self.student()):
+        kind = "" if self.weights is None else Path(self.weights).suffix.lower()
+        if kind in SUFFIXES and (student := self.student()):
+            if not student.full:
+                raise BadFileError(
+                    f"{self.weights} is a LoRA in a checkpoint of training: export it with --format lora"
+                )
             write(student.full, Path(folder) / "weights.safetensors")
             files = {"weights": "weights.safetensors"}
         hub.save(self, folder, files=files)

@@ -28,7 +28,7 @@ from .rollout import Rollout
 
 
 class CausalCondition(NamedTuple):
-    """What the network of a causal student is given beside noisy latents and levels."""
+    """Prompt and cache, which the network of a causal student takes beside noisy latents and levels."""
 
     prompt: Any
     """Prompt embeddings ``[B, T, d]``."""
@@ -133,7 +133,7 @@ class ChunkExit:
     velocity: Latent
     """Prediction of the student there; carries the gradient where one was asked for."""
     cache: ChunkCache
-    """What the student saw: the chunks before."""
+    """Chunks before, which the student saw."""
 
     @property
     def x0(self) -> Latent:
@@ -151,11 +151,11 @@ class ChunkRollout(Rollout):
     chunks: tuple[ChunkExit, ...]
     """All chunks, those that are not trained too."""
     plan: ChunkPlan
-    """How it was made."""
+    """Chunks and cache of the rollout."""
     transition: Transition
     """Steps between its levels."""
     causal: CausalStudent
-    """Who made it."""
+    """Student that made it."""
 
     @property
     def first_trained(self) -> int:

@@ -93,7 +93,7 @@ class DMD2:
         return {"velocity": self.denoising_loss(self.rollout(batch, grad=False).x, batch)}
 
     def denoising_loss(self, x: Latent, batch: Batch) -> Tensor:
-        """What the critic minimises on samples ``x`` of the student: its velocity error at random noise levels."""
+        """Velocity error of the critic on samples ``x`` of the student, at random noise levels."""
         sigma, eps = self.score_time.sample(len(batch), batch.generator), batch.normal()
         predicted = self.roles.critic.velocity(flow.noise(x, eps, sigma), sigma, batch.cond)
         return (predicted - flow.velocity(x, eps)).square().mean()

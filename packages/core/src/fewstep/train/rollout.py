@@ -38,7 +38,7 @@ class Rollout:
     start: Latent
     """The noise it began with."""
     student: Role
-    """Who made it."""
+    """Student that made it."""
 
     def again(self, noisy: Latent, sigma: float) -> Latent:
         """Velocity of the student for this sample, with all that it was given, at another input and level."""

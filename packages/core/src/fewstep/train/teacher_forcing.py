@@ -51,7 +51,8 @@ class TeacherForcing:
         cond, weight = self._prompted(batch, frames)
         eps = batch.normal()
         noisy = flow.noise(batch.x0, eps, sigma[:, None, :, None, None])
-        predicted = self.predict(self.roles.student.network, batch.x0, noisy, sigma, cond, self.chunk)
+        with self.roles.student.running(batch.x0, cond) as (network, clean, cond):
+            predicted = self.predict(network, clean, noisy.to(clean.dtype), sigma, cond, self.chunk)
         error = (predicted - flow.velocity(batch.x0, eps)).square().mean((1, 3, 4))
         return {"velocity": (error * weight).sum() / weight.sum().clamp(min=1)}
 

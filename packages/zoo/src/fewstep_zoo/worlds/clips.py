@@ -18,6 +18,8 @@ Split = Literal["train", "tuning", "held-out"]
 """Worlds to train on, to choose settings on, and to measure on: other digits, other textures."""
 SIDE, FRAMES, RATE = 64, 81, 16
 """Pixels each way, frames of a clip, frames a second."""
+VERSION = 1
+"""Rises whenever the same seed gives other clips: latents in the cache are of one version."""
 SPRITE = 16
 """Pixels of a digit, each way."""
 PIXELS_PER_FRAME = (0.5, 1.0)

@@ -8,7 +8,7 @@ import torch
 from fewstep.applied import Applied
 from fewstep.families import wan_causal
 from fewstep.families.chunk_cache import ChunkCache
-from fewstep.families.wan_stream import StreamOptions, denoised
+from fewstep.families.wan_stream import StreamOptions, denoised, normal
 from fewstep.flow import Latent
 from jaxtyping import Float
 from torch import Tensor
@@ -33,13 +33,14 @@ def continued(
         options: noise levels, chunk and cache.
         generator: of the noise.
     """
-    size, cache = options.chunk, ChunkCache(options.policy)
+    size, cache, device = options.chunk, ChunkCache(options.policy), network.device
+    given, cond = given.to(device, network.dtype), cond.to(device, network.dtype)
     chunks = list(given.split(size, 2)) if given.shape[2] else []
     with Applied() as undo:
         wan_causal.make_causal(network, undo)
         for number in range(frames // size):
             if number >= len(chunks):
-                noise = torch.randn(*given.shape[:2], size, *given.shape[3:], generator=generator)
+                noise = normal((*given.shape[:2], size, *given.shape[3:]), generator, device)
                 chunks.append(denoised(network, noise, cond, cache, options, generator))
             cache = wan_causal.commit(network, chunks[number], cond, cache)
     return torch.cat(chunks, 2)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from fewstep.cache_folder import cache_folder
-from fewstep.families import wan_vae
+from fewstep.families import wan, wan_vae
 from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -56,7 +56,7 @@ def encoded(
     vae: Any, count: int, split: clips.Split, seed: int = 0, progress: Callable[[int, int], None] = lambda *_: None
 ) -> Encoded:
     """Encode `count` clips, every fourth of which turns at the beginning of a chunk; kept in the cache as it goes."""
-    folder = cache_folder() / "worlds" / f"{wan_vae.latents_fingerprint(vae.config)}-{split}-{seed}"
+    folder = cache_folder() / "worlds" / f"{wan_vae.latents_fingerprint(vae.config)}-{clips.VERSION}-{split}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     parts = []
     for number in range(-(-count // PART)):
@@ -81,7 +81,7 @@ def _encode(vae: Any, split: clips.Split, seed: int, file: Path) -> None:
     chunk[torch.arange(PART) % TURNING > 0] = 0
     turns = torch.where(chunk > 0, FRAME * CHUNK * chunk - FRAME, clips.FRAMES)
     made = clips.make(clips.draw_scenes(PART, generator), split, generator, turns=turns)
-    latents = torch.cat([encode(vae, part) for part in made.pixels.split(4)])
+    latents = torch.cat([encode(vae, part).cpu() for part in made.pixels.split(4)])
     prompts = {"scenes": [s.prompt() for s in made.scenes], "turned": [s.prompt() for s in made.turned]}
     part = file.with_suffix(f".{os.getpid()}.part")
     tensors = {"latents": latents.half().contiguous(), "chunk": chunk}
@@ -101,15 +101,7 @@ def _read(file: Path) -> Encoded:
 @torch.no_grad()
 def encode(vae: Any, pixels: Float[Tensor, "b 3 f h w"]) -> Float[Tensor, "b 16 t h w"]:
     """Latents of clips with values from -1 to 1, as transformers take them."""
-    return normalised(vae, wan_vae.encode(vae, pixels))
-
-
-def normalised(vae: Any, latents: Tensor) -> Tensor:
-    """Latents by the statistics of the VAE, as transformers take them."""
-    mean, std = (
-        torch.tensor(values).view(1, -1, 1, 1, 1) for values in (vae.config.latents_mean, vae.config.latents_std)
-    )
-    return (latents - mean) / std
+    return wan.normalised(vae, wan_vae.encode(vae, pixels.to(vae.device, vae.dtype))).float()
 
 
 class Embeddings:
@@ -124,9 +116,12 @@ class Embeddings:
         """Embeddings ``[B, T, d]`` as the pipeline itself makes them, padding zeroed."""
         if new := [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._known]:
             made, _ = self._pipe.encode_prompt(
-                new, do_classifier_free_guidance=False, max_sequence_length=TOKENS, device=torch.device("cpu")
+                new,
+                do_classifier_free_guidance=False,
+                max_sequence_length=TOKENS,
+                device=self._pipe.text_encoder.device,
             )
-            self._known.update(zip(new, made, strict=True))
+            self._known.update(zip(new, made.cpu(), strict=True))
         return torch.stack([self._known[prompt] for prompt in prompts])
 
 
@@ -159,7 +154,7 @@ class Worlds:
 
 @dataclass(eq=False, kw_only=True)
 class TurningWorlds(Worlds):
-    """Latents of clips, half of which turn, with the prompt that describes their end: data of the causal model."""
+    """Latents of clips, some of which turn, with the prompt that describes their end: data of the causal model."""
 
     @property
     def uncond(self) -> Prompted:  # type: ignore[override]

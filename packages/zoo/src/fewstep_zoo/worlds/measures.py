@@ -56,7 +56,7 @@ def motion(clip: Float[Tensor, "f 3 h w"]) -> tuple[int, int]:
 
 
 def _shifted(pictures: Float[Tensor, "f 3 h w"], rows: int, columns: int) -> Tensor:
-    """What is left of pictures when a window over them moves: the part behind its edge is cut off."""
+    """Pictures cut to what still shows when a window over them moves."""
     height, width = pictures.shape[2:]
     down, right = slice(max(0, rows), height + min(0, rows)), slice(max(0, columns), width + min(0, columns))
     return pictures[:, :, down, right]

@@ -147,10 +147,10 @@ class WorldsContinuation:
             for part, prompts in zip(given.split(self.batch), cond.split(self.batch), strict=True)
         ]
         seconds = (time.perf_counter() - began) / self.clips
-        pixels, real = wan.decode(pipe, torch.cat(made)), truth.transpose(1, 2) / 2 + 0.5
+        pixels, real = wan.decode(pipe, torch.cat(made)).cpu(), truth.transpose(1, 2) / 2 + 0.5
         return Outcome(
             seconds={"clip": seconds},
-            quality=self._scores(pixels, real, wan.decode(pipe, given)),
+            quality=self._scores(pixels, real, wan.decode(pipe, given).cpu()),
             evidence=pixels,
             samples=(_sample("; ".join(scene.prompt() for scene in scenes[: self.show]), pixels[: self.show]),),
         )

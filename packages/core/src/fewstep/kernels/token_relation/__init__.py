@@ -23,7 +23,7 @@ class TokenRelation(NamedTuple):
     values: Float[Tensor, " n"]
     """One number for each frame."""
     gradient: Float[Tensor, "n s d"]
-    """Of each frame's number with respect to its tokens."""
+    """Derivative of each frame's number with respect to its tokens."""
 
 
 def token_relation(
@@ -33,7 +33,7 @@ def token_relation(
     margin: float,
     backend: str | None = None,
 ) -> TokenRelation:
-    """Mean difference of token similarities beyond a margin, for each frame (TRD, section 2.4 of Salt's method card).
+    """Mean difference of token similarities beyond a margin, for each frame (arXiv 2604.03118).
 
         r_n = mean_{p,q} relu(|A_pq - B_pq| - margin)      A_pq = cos(x_p, x_q)      B_pq = cos(y_p, y_q)
 
