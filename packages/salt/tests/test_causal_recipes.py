@@ -88,7 +88,10 @@ def test_a_change_of_lists_frames_and_weights_in_a_run():
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"lists": (2,), "probabilities": (1.0,), "alignment": 0.0}, "must be among those of training"),
+        (
+            {"lists": (2,), "probabilities": (1.0,), "alignment": 0.0, "semigroup": 0.0},
+            "must be among those of training",
+        ),
         ({"probabilities": (1.0,)}, "probability for each"),
         ({"window": 2}, "do not fit into a window of 2"),
         ({"lists": (8, 2), "probabilities": (0.5, 0.5)}, "2 steps cannot be aligned with 4"),

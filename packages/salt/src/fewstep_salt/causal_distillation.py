@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from fewstep import families
@@ -41,6 +41,8 @@ class CausalDistillation(StudentRecipe):
     """Pipeline that the student starts from: a causal model, in the names of its bidirectional class."""
     student_weights: Path | None = None
     """Weights that take the place of those of `student_start`: safetensors, or a checkpoint like ``ode_init.pt``."""
+    student_part: Literal["generator", "generator_ema"] = "generator"
+    """Weights of such a checkpoint: as they are, or their average over training."""
     critic_start: str | None = None
     """Pipeline that the critic starts from; None copies the teacher."""
     chunk: int = 3
@@ -103,7 +105,7 @@ class CausalDistillation(StudentRecipe):
             BadFileError: the weights cannot be read or do not fit.
         """
         if self.student_weights is not None:
-            values = read(self.student_weights).values(student, 1.0, self.student_weights)
+            values = read(self.student_weights, self.student_part).values(student, 1.0, self.student_weights)
             replace_weights(Applied(), student, values)
         elif self.student_start in family.KNOWN:
             raise FewstepError(
