@@ -32,6 +32,8 @@ def player(asked):
     def take(prompt):
         if prompt == "wrong":
             raise ValueError("the prompt is wrong")
+        if prompt == "broken":
+            raise KeyError("no such\nencoder")
         asked.append(prompt)
 
     with Player(take, fps=200, ahead=4) as made:
@@ -156,6 +158,13 @@ def test_the_state_and_a_prompt(player, asked):
 def test_prompts_that_are_none_are_answered_in_one_sentence(player, asked, body, said):
     answer, told = request(player, "POST", "/prompt", body)
     assert answer.status == 400 and said in json.loads(told)["error"] and asked == []
+
+
+def test_a_prompt_that_the_command_fails_on_is_answered(player, asked):
+    answer, told = request(player, "POST", "/prompt", json.dumps({"prompt": "broken"}))
+    assert answer.status == 500 and asked == []
+    assert json.loads(told)["error"].startswith("the video cannot go on with this prompt: KeyError")
+    assert request(player, "POST", "/prompt", json.dumps({"prompt": "a dog"}))[0].status == 200
 
 
 @pytest.mark.parametrize(

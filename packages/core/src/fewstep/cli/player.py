@@ -60,7 +60,7 @@ class Player:
         """Start the server.
 
         Args:
-            on_prompt: takes a prompt that was typed on the page, in a thread of the server; a ``ValueError`` is shown.
+            on_prompt: takes a prompt that was typed on the page, in a thread of the server; its errors are shown there.
             fps: frames a second.
             port: of the page; 0 takes a free one.
             ahead: frames that are made before they are played, at most.
