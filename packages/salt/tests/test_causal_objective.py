@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections import Counter
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from fewstep import families
 from fewstep.applied import Applied
 from fewstep.families import wan
+from fewstep.families.chunk_cache import Segment
 from fewstep.testing.objective import ObjectiveCase, ObjectiveSuite
 from fewstep.train.chunk_noise import FreshNoise, reference_transition
 from fewstep.train.chunk_reference import reference_roll
@@ -141,6 +143,29 @@ def test_the_semigroup_loss_is_that_of_each_chunk_with_its_own_cache(roles, batc
         ends.append(end_points(chunk.noisy, chunk.velocity, triple, velocity))
     expected = semigroup_loss(*(torch.cat(parts, 2) for parts in zip(*ends, strict=True)), triple)
     torch.testing.assert_close(loss, 0.2 * expected)
+
+
+def cached_chunks() -> int:
+    """Chunks whose keys and values are alive."""
+    gc.collect()
+    return sum(type(one) is Segment for one in gc.get_objects())
+
+
+def test_the_critic_and_the_teacher_are_asked_when_caches_are_free(roles, batch):
+    before, found = cached_chunks(), []
+
+    def distance(teacher, x, reference, batch, **_):
+        found.append(cached_chunks() - before)
+        return (x - reference).square().mean()
+
+    made = objective(roles, extra={"alignment": aligned(alignment=distance, share_exit_input=True)})
+    one = batch(seed_of(made, batch, L2, 1))
+    made.losses("student", one, 0)
+    assert found == [2], "two chunks of the sample, which its backward pass needs"
+    del one
+    other = batch(0)
+    made.losses("critic", other, 0)
+    assert cached_chunks() == before and other.rollouts
 
 
 @pytest.mark.parametrize("kind", ["trd", "mse"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fewstep.flow import StepGrid
+from fewstep.flow import Latent, StepGrid
 from fewstep.train.chunk_noise import FreshNoise, ReferenceNoise, reference_transition
 from fewstep.train.chunk_reference import reference_roll
 from fewstep.train.chunk_rollout import ChunkRollout
@@ -48,7 +48,10 @@ class ChunkAlignmentLoss(AlignmentLoss):
         grid = self.reference_grid(sample.grid, sample.exit, step)
         if grid is None:
             return None
+        return self.scale * self.alignment(roles.teacher, sample.x, self._reference(sample, grid), batch)
+
+    def _reference(self, sample: ChunkRollout, grid: StepGrid) -> Latent:
+        """The same video in more steps; its caches are free before the teacher is asked."""
         assert isinstance(sample.transition, FreshNoise)
         transition = reference_transition(self.noise, sample.transition)
-        reference = reference_roll(sample, grid, transition, share_exit_input=self.share_exit_input)
-        return self.scale * self.alignment(roles.teacher, sample.x, reference.x, batch)
+        return reference_roll(sample, grid, transition, share_exit_input=self.share_exit_input).x
