@@ -12,7 +12,7 @@ pass, chunk by chunk, and no more than the activations of one chunk are ever hel
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -166,6 +166,19 @@ class ChunkRollout(Rollout):
     def trained(self) -> tuple[ChunkExit, ...]:
         """The chunks from `first_trained` on."""
         return self.chunks[self.first_trained // self.plan.chunk :]
+
+    @property
+    def given(self) -> int:
+        """Frames of the first chunk of a clip that others came before."""
+        return self.plan.chunk if self.first_trained else 0
+
+    @property
+    def moved(self) -> ChunkRollout:
+        """The clip without its given chunk."""
+        if not self.given:
+            return self
+        rest = {name: getattr(self, name)[:, :, self.given :] for name in ("x", "noisy", "velocity")}
+        return replace(self, **rest)
 
     def again(self, noisy: Latent, sigma: float) -> Latent:
         """Velocity of the student for the trained frames, each chunk with the cache that it was made with.
