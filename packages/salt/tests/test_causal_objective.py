@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import gc
 from collections import Counter
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from fewstep import families
 from fewstep.applied import Applied
 from fewstep.families import wan
+from fewstep.families.chunk_cache import Segment
 from fewstep.testing.objective import ObjectiveCase, ObjectiveSuite
 from fewstep.train.chunk_noise import FreshNoise, reference_transition
 from fewstep.train.chunk_reference import reference_roll
@@ -143,6 +146,29 @@ def test_the_semigroup_loss_is_that_of_each_chunk_with_its_own_cache(roles, batc
     torch.testing.assert_close(loss, 0.2 * expected)
 
 
+def cached_chunks() -> int:
+    """Chunks whose keys and values are alive."""
+    gc.collect()
+    return sum(type(one) is Segment for one in gc.get_objects())
+
+
+def test_the_critic_and_the_teacher_are_asked_when_caches_are_free(roles, batch):
+    before, found = cached_chunks(), []
+
+    def distance(teacher, x, reference, batch, **_):
+        found.append(cached_chunks() - before)
+        return (x - reference).square().mean()
+
+    made = objective(roles, extra={"alignment": aligned(alignment=distance, share_exit_input=True)})
+    one = batch(seed_of(made, batch, L2, 1))
+    made.losses("student", one, 0)
+    assert found == [2], "two chunks of the sample, which its backward pass needs"
+    del one
+    other = batch(0)
+    made.losses("critic", other, 0)
+    assert cached_chunks() == before and other.rollouts
+
+
 @pytest.mark.parametrize("kind", ["trd", "mse"])
 def test_s12_the_same_list_with_aligned_noise_has_no_distance(roles, batch, kind):
     made = objective(roles, mix=only(L4))
@@ -164,7 +190,7 @@ def test_alignment_reaches_the_student_through_the_teacher(roles, batch):
 
 
 def test_an_extra_loss_that_fails_stops_the_step(roles, batch):
-    def broken(*_):
+    def broken(*_, **__):
         raise RuntimeError("no features")
 
     made = objective(roles, extra={"alignment": aligned(alignment=broken)})
@@ -203,6 +229,38 @@ class TestLongVideos:
         x = made.rollout(batch(0), grad=False).x.requires_grad_()
         made.matching_loss(x, batch(0), given=2).backward()
         assert (x.grad[:, :, :2] == 0).all() and x.grad[:, :, 2:].abs().sum() > 0
+
+    @pytest.mark.parametrize("kind", ["trd", "mse"])
+    def test_s12_the_image_and_the_given_chunk_are_no_distance(self, roles, batch, kind):
+        """The same list with aligned noise: nothing is left, though the sample's first frame is another."""
+        long = {"frames": 10, "image_latent": lambda latents: torch.full_like(latents[:, :, :1], 7.0)}
+        loss = aligned(kind, noise="aligned-b", scale=1.0)
+        object.__setattr__(loss, "pairs", ((2, 2),))  # no setting: a list has no denser one in itself
+        made = objective(roles, mix=only(L2), **long)
+        one = batch(seed_of(made, batch, L2, 1))
+        sample = made.rollout(one, grad=True)
+        assert loss(roles, sample, one, 0).item() == pytest.approx(0.0, abs=1e-6)
+        moved = dataclasses.replace(sample, x=torch.cat([sample.x[:, :, :1], sample.x[:, :, 1:] + 0.5], 2))
+        assert loss(roles, moved, batch(3), 0).item() > 1e-4
+
+    @pytest.mark.parametrize("kind", ["trd", "mse"])
+    def test_alignment_does_not_move_the_given_chunk(self, roles, batch, kind):
+        x = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        aligned(kind).alignment(roles.teacher, x, 0.5 * x.detach(), batch(0), given=2).backward()
+        assert (x.grad[:, :, :2] == 0).all() and x.grad[:, :, 2:].abs().sum() > 0
+
+    def test_the_semigroup_loss_leaves_the_given_chunk_out(self, roles, batch):
+        image = {"image_latent": lambda latents: latents[:, :, -1:]}
+        made = objective(roles, frames=10, **image, **ARMS["semigroup"])
+        seed = seed_of(made, batch, L8, 3)
+        one = batch(seed)
+        sample = made.rollout(one, grad=True)
+        loss = SemigroupLoss()(roles, sample, one, 0)
+        one = batch(seed)
+        sample = made.rollout(one, grad=True)
+        triple = SemigroupLoss().draw(L8, 3, one.shared)
+        direct, composed = end_points(sample.noisy, sample.velocity, triple, sample.again)
+        torch.testing.assert_close(loss, 0.2 * semigroup_loss(direct[:, :, 2:], composed[:, :, 2:], triple))
 
     def test_without_an_image_latent_they_are_refused(self, roles):
         with pytest.raises(ValueError, match="need an image_latent"):

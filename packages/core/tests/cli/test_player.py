@@ -12,7 +12,7 @@ import time
 
 import pytest
 import torch
-from fewstep.cli.player import WAITING, Player
+from fewstep.cli.player import WAITING, Player, Viewer
 from fewstep.errors import FewstepError
 
 pytest.importorskip("PIL")
@@ -32,6 +32,8 @@ def player(asked):
     def take(prompt):
         if prompt == "wrong":
             raise ValueError("the prompt is wrong")
+        if prompt == "broken":
+            raise KeyError("no such\nencoder")
         asked.append(prompt)
 
     with Player(take, fps=200, ahead=4) as made:
@@ -158,6 +160,13 @@ def test_prompts_that_are_none_are_answered_in_one_sentence(player, asked, body,
     assert answer.status == 400 and said in json.loads(told)["error"] and asked == []
 
 
+def test_a_prompt_that_the_command_fails_on_is_answered(player, asked):
+    answer, told = request(player, "POST", "/prompt", json.dumps({"prompt": "broken"}))
+    assert answer.status == 500 and asked == []
+    assert json.loads(told)["error"].startswith("the video cannot go on with this prompt: KeyError")
+    assert request(player, "POST", "/prompt", json.dumps({"prompt": "a dog"}))[0].status == 200
+
+
 @pytest.mark.parametrize(
     ("method", "path", "headers"),
     [
@@ -192,6 +201,45 @@ def test_only_so_many_browsers_play_at_once(player):
         while player._server.playing < 8 and time.monotonic() < deadline:
             time.sleep(0.01)
         assert request(player, "GET", "/video")[0].status == 503
+
+
+def test_a_short_video_waits_for_a_first_browser_and_is_played_to_its_last_frame(asked):
+    with Player(asked.append, fps=50, ahead=24) as player:
+        player.show(frames(6))
+        last = threading.Thread(target=lambda: (player.drain(), player.close()))
+        last.start()
+        time.sleep(0.5)
+        assert last.is_alive()
+        with watching(player) as connection:
+            received(connection, 6)
+        last.join(10)
+        assert not last.is_alive()
+
+
+def test_draining_ends_with_the_last_frame_that_is_played_not_with_the_last_that_is_taken(asked):
+    with Player(asked.append, fps=2) as player, watching(player):
+        player.show(frames(2))
+        begun = time.monotonic()
+        player.drain()
+        assert time.monotonic() - begun > 0.6 and player._last is not None
+
+
+def test_draining_ends_when_the_browser_goes(asked):
+    with Player(asked.append, fps=1, ahead=24) as player:
+        player.show(frames(20))
+        viewer = player.subscribe()
+        threading.Timer(0.5, player.leave, [viewer]).start()
+        begun = time.monotonic()
+        player.drain()
+        assert time.monotonic() - begun < 10
+
+
+def test_a_viewer_gets_the_frames_that_wait_before_the_end():
+    viewer = Viewer()
+    viewer.offer(b"1")
+    viewer.offer(b"2")
+    viewer.close()
+    assert [viewer.take(), viewer.take(), viewer.take(), viewer.take()] == [b"1", b"2", None, None]
 
 
 def test_closing_ends_everything_and_again_does_nothing(asked):

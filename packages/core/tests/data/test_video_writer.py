@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import resource
 
@@ -36,6 +37,41 @@ def test_ctrl_c_keeps_what_is_there_and_an_error_nothing(tmp_path):
         raise ZeroDivisionError
     assert [path.name for path in tmp_path.iterdir()] == ["kept.mp4"]
     assert len(iio.imread(tmp_path / "kept.mp4", plugin="pyav")) == 10
+
+
+@contextlib.contextmanager
+def full_disk(size):
+    """No file grows beyond `size` bytes, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_is_full_leaves_no_half_file(tmp_path):
+    writer = VideoWriter(tmp_path / "out.mp4")
+    writer.add(torch.rand(12, 3, 64, 64))
+    with full_disk(100), pytest.raises(OSError, match="too large"):
+        writer.close()
+    assert list(tmp_path.iterdir()) == []
+    writer.close()
+    writer.discard()
+
+
+def test_the_first_error_is_told_where_the_file_cannot_be_closed_either(tmp_path):
+    with full_disk(100), pytest.raises(ZeroDivisionError), VideoWriter(tmp_path / "out.mp4") as writer:
+        writer.add(torch.rand(12, 3, 64, 64))
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_cannot_be_put_in_place_leaves_no_part(tmp_path):
+    (tmp_path / "out.mp4").mkdir()
+    with pytest.raises(OSError), VideoWriter(tmp_path / "out.mp4") as writer:
+        writer.add(GREY)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
 
 
 def test_without_frames_there_is_no_file(tmp_path):

@@ -29,7 +29,9 @@ AlignmentKind = Literal["trd", "mmd-linear", "mmd-rbf", "mmd-energy", "mse"]
 class Alignment(Protocol):
     """Distance of a sample from a reference."""
 
-    def __call__(self, teacher: Role, x: Latent, reference: Latent, batch: Batch) -> Float[Tensor, ""]:
+    def __call__(
+        self, teacher: Role, x: Latent, reference: Latent, batch: Batch, *, given: int = 0
+    ) -> Float[Tensor, ""]:
         """A number whose gradient goes to `x` alone.
 
         Args:
@@ -37,6 +39,7 @@ class Alignment(Protocol):
             x: the sample, ``[B, C, F, H, W]``.
             reference: of the same shape.
             batch: its condition and its chance.
+            given: first frames that the teacher sees, but that are not compared and get no gradient.
         """
 
 
@@ -51,16 +54,19 @@ class Features:
     score_time: ScoreTime = ScoreTime()
     """Shift of the level, and its least and greatest values."""
 
-    def pair(self, teacher: Role, x: Latent, reference: Latent, batch: Batch) -> tuple[Tokens, Tokens]:
-        """Tokens of the frames of both, without gradient for the second."""
+    def pair(
+        self, teacher: Role, x: Latent, reference: Latent, batch: Batch, *, given: int = 0
+    ) -> tuple[Tokens, Tokens]:
+        """Tokens of the frames of both after the given ones, without gradient for the second."""
+        x = torch.cat([x[:, :, :given].detach(), x[:, :, given:]], 2) if given else x
         sigma = self.score_time.sample(len(x), batch.generator, self.between)
         eps = _normal(x, batch.generator)
         with torch.no_grad():
-            other = self._tokens(teacher, flow.noise(reference.detach(), eps, sigma), sigma, batch.cond)
-        return self._tokens(teacher, flow.noise(x, eps, sigma), sigma, batch.cond), other
+            other = self._tokens(teacher, flow.noise(reference.detach(), eps, sigma), sigma, batch.cond, given)
+        return self._tokens(teacher, flow.noise(x, eps, sigma), sigma, batch.cond, given), other
 
-    def _tokens(self, teacher: Role, noisy: Latent, sigma: Tensor, cond: Any) -> Tokens:
-        return teacher.hidden_tokens(noisy, sigma, cond, self.block).flatten(0, 1)
+    def _tokens(self, teacher: Role, noisy: Latent, sigma: Tensor, cond: Any, given: int) -> Tokens:
+        return teacher.hidden_tokens(noisy, sigma, cond, self.block)[:, given:].flatten(0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,17 +78,21 @@ class FeatureAlignment:
     features: Features
     """Block and noise levels of the features."""
 
-    def __call__(self, teacher: Role, x: Latent, reference: Latent, batch: Batch) -> Float[Tensor, ""]:
+    def __call__(
+        self, teacher: Role, x: Latent, reference: Latent, batch: Batch, *, given: int = 0
+    ) -> Float[Tensor, ""]:
         """See `Alignment`."""
-        return self.discrepancy(*self.features.pair(teacher, x, reference, batch))
+        return self.discrepancy(*self.features.pair(teacher, x, reference, batch, given=given))
 
 
 class LatentAlignment:
     """``mean (x - sg[xref])^2``, without the teacher."""
 
-    def __call__(self, teacher: Role, x: Latent, reference: Latent, batch: Batch) -> Float[Tensor, ""]:
+    def __call__(
+        self, teacher: Role, x: Latent, reference: Latent, batch: Batch, *, given: int = 0
+    ) -> Float[Tensor, ""]:
         """See `Alignment`."""
-        return (x - reference.detach()).square().mean()
+        return (x - reference.detach())[:, :, given:].square().mean()
 
 
 def make_alignment(kind: AlignmentKind = "trd", *, features: Features | None = None, margin: float = 0.1) -> Alignment:

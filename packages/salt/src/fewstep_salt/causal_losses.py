@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fewstep.flow import StepGrid
+import torch
+from fewstep.flow import Latent, StepGrid
 from fewstep.train.chunk_noise import FreshNoise, ReferenceNoise, reference_transition
 from fewstep.train.chunk_reference import reference_roll
 from fewstep.train.chunk_rollout import ChunkRollout
@@ -48,7 +49,16 @@ class ChunkAlignmentLoss(AlignmentLoss):
         grid = self.reference_grid(sample.grid, sample.exit, step)
         if grid is None:
             return None
+        reference = self._reference(sample, grid)
+        return self.scale * self.alignment(roles.teacher, sample.x, reference, batch, given=sample.given)
+
+    def _reference(self, sample: ChunkRollout, grid: StepGrid) -> Latent:
+        """The same video in more steps; its caches are free before the teacher is asked.
+
+        Where the sample's first frame was encoded again, as an image, the reference gets the same one: the round trip
+        through the autoencoder is no fault of the student.
+        """
         assert isinstance(sample.transition, FreshNoise)
         transition = reference_transition(self.noise, sample.transition)
-        reference = reference_roll(sample, grid, transition, share_exit_input=self.share_exit_input)
-        return self.scale * self.alignment(roles.teacher, sample.x, reference.x, batch)
+        x = reference_roll(sample, grid, transition, share_exit_input=self.share_exit_input).x
+        return torch.cat([sample.x[:, :, :1].detach(), x[:, :, 1:]], 2) if sample.given else x

@@ -70,7 +70,8 @@ class SemigroupLoss:
     def __call__(self, roles: Roles, sample: Rollout, batch: Batch, step: int) -> Tensor | None:
         """See `fewstep.train.extra.ExtraLoss`."""
         triple = self.draw(sample.grid, sample.exit, batch.shared)
-        return None if triple is None else self.of(triple, [(sample.noisy, sample.velocity, sample.again)])
+        moved = sample.moved
+        return None if triple is None else self.of(triple, [(moved.noisy, moved.velocity, moved.again)])
 
 
 @dataclass(frozen=True, kw_only=True)

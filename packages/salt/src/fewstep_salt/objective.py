@@ -95,5 +95,4 @@ class SaltObjective(CausalRollouts):
     def student_losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """DMD2 on the clip; the first chunk of a clip from a longer video only tells what came before."""
         sample = self.rollout(batch, grad=True)
-        given = self.plan.chunk if sample.first_trained else 0
-        return {"dmd": self.matching_loss(sample.x, batch, given=given)}
+        return {"dmd": self.matching_loss(sample.x, batch, given=sample.given)}

@@ -21,6 +21,8 @@ WAITING = 8
 """Frames that wait for one browser; a browser that is slower than the video loses the oldest of them."""
 TICK = 0.2
 """Seconds between two looks at whether the player was closed."""
+LAST = 2.0
+"""Seconds that browsers have, once the player closes, to take the frames that wait for them."""
 QUALITY = 90
 """Of JPEG."""
 
@@ -39,13 +41,13 @@ class Viewer:
             self._changed.notify()
 
     def take(self) -> bytes | None:
-        """Wait for the next frame; None once the player was closed."""
+        """Wait for the next frame; None once the player was closed and none is left."""
         with self._changed:
             self._changed.wait_for(lambda: self._frames or self._closed)
-            return None if self._closed else self._frames.popleft()
+            return self._frames.popleft() if self._frames else None
 
     def close(self) -> None:
-        """Let `take` return."""
+        """Let `take` return, after the frames that wait."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -58,7 +60,7 @@ class Player:
         """Start the server.
 
         Args:
-            on_prompt: takes a prompt that was typed on the page, in a thread of the server; a ``ValueError`` is shown.
+            on_prompt: takes a prompt that was typed on the page, in a thread of the server; its errors are shown there.
             fps: frames a second.
             port: of the page; 0 takes a free one.
             ahead: frames that are made before they are played, at most.
@@ -74,6 +76,7 @@ class Player:
         self._queue: queue.Queue[bytes] = queue.Queue(ahead)
         self._viewers: set[Viewer] = set()
         self._last: bytes | None = None
+        self._watched = False
         self._changed, self._closed = threading.Condition(), False
         try:
             self._server = PageServer(port, self)
@@ -96,9 +99,10 @@ class Player:
                     continue
 
     def drain(self) -> None:
-        """Wait until what was shown has been played, while a browser is there."""
-        while not self._closed and self._viewers and not self._queue.empty():
-            time.sleep(self._period)
+        """Wait until all that was shown has been played: for a first browser too, but not for one that went."""
+        with self._changed:
+            while self._queue.unfinished_tasks and not self._closed and (self._viewers or not self._watched):
+                self._changed.wait(TICK)  # without a limit some systems do not hear Ctrl-C
 
     def subscribe(self) -> Viewer:
         """A browser came: it begins with the newest frame."""
@@ -109,6 +113,7 @@ class Player:
             if self._closed:
                 viewer.close()
             self._viewers.add(viewer)
+            self._watched = True
             self._changed.notify_all()
         return viewer
 
@@ -116,6 +121,7 @@ class Player:
         """A browser went."""
         with self._changed:
             self._viewers.discard(viewer)
+            self._changed.notify_all()
 
     def close(self) -> None:
         """Stop playing and serving; again it does nothing."""
@@ -124,6 +130,7 @@ class Player:
             for viewer in self._viewers:
                 viewer.close()
             self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._viewers, LAST)  # their threads end with the program
         if not closed:
             self._server.shutdown()
             self._server.server_close()
@@ -154,6 +161,8 @@ class Player:
                 self._last = frame
                 for viewer in self._viewers:
                     viewer.offer(frame)
+                self._queue.task_done()
+                self._changed.notify_all()
 
 
 def _jpeg(pixels: Tensor) -> bytes:

@@ -96,12 +96,20 @@ class PageHandler(BaseHTTPRequestHandler):
         try:
             prompt = json.loads(self.rfile.read(int(length)))["prompt"].strip()
             if not prompt:
-                raise ValueError("the prompt is empty: say what the video shows")
-            self.home.player.on_prompt(prompt)
+                return self._refuse(HTTPStatus.BAD_REQUEST, "the prompt is empty: say what the video shows")
         except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError, RecursionError):
             return self._refuse(HTTPStatus.BAD_REQUEST, 'a prompt is sent as {"prompt": "..."}')
+        self._hand_over(prompt)
+
+    def _hand_over(self, prompt: str) -> None:
+        """Give a prompt to whoever makes the frames, and answer what came of it."""
+        try:
+            self.home.player.on_prompt(prompt)
         except ValueError as error:
             return self._refuse(HTTPStatus.BAD_REQUEST, str(error))
+        except Exception as error:  # without an answer the page would say that the command is not running
+            said = " ".join(f"{type(error).__name__}: {error}".split())
+            return self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, f"the video cannot go on with this prompt: {said}")
         self._send(HTTPStatus.OK, "application/json", b"{}")
 
     def _is_ours(self, *, link: bool) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any, Self
@@ -54,16 +55,29 @@ class VideoWriter:
 
     def close(self) -> None:
         """Finish the file and put it in place; without frames there is none. Again it does nothing."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is None:
+            return
+        try:
+            file.close()
             os.replace(self._part, self.path)
+        except BaseException:  # the disk is full, for example
+            self._abandon(file)
+            raise
 
     def discard(self) -> None:
         """Leave no file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            self._abandon(file)
+
+    def _abandon(self, file: Any) -> None:
+        """Remove a file that is not finished; what goes wrong here would hide what went wrong first."""
+        try:
+            with contextlib.suppress(Exception):
+                file._video_stream = None  # or frames that wait are encoded, here and again when imageio lets go of it
+                file.close()
+        finally:
             self._part.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:

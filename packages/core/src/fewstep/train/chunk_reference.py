@@ -37,7 +37,8 @@ def reference_roll(
     if raw not in grid.raw or grid.shift != sample.grid.shift:
         raise ValueError(f"the reference's steps {grid.raw} lack {raw}, at which the sample was left, or its shift")
     exit = grid.raw.index(raw)
-    made = roll(sample.causal, sample.plan, grid, sample.cond, sample.start, exit, transition, grad=False)
+    how = {"grad": False, "keep_caches": share_exit_input}
+    made = roll(sample.causal, sample.plan, grid, sample.cond, sample.start, exit, transition, **how)
     if not share_exit_input:
         return made
     velocity = made.again(sample.noisy, sample.sigma)

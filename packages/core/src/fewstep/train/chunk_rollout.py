@@ -12,7 +12,7 @@ pass, chunk by chunk, and no more than the activations of one chunk are ever hel
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -132,8 +132,8 @@ class ChunkExit:
     """Input of the student there, without gradient."""
     velocity: Latent
     """Prediction of the student there; carries the gradient where one was asked for."""
-    cache: ChunkCache
-    """Chunks before, which the student saw."""
+    cache: ChunkCache | None
+    """Chunks before, which the student saw. None where it was not kept, so that its memory is free."""
 
     @property
     def x0(self) -> Latent:
@@ -167,10 +167,32 @@ class ChunkRollout(Rollout):
         """The chunks from `first_trained` on."""
         return self.chunks[self.first_trained // self.plan.chunk :]
 
+    @property
+    def given(self) -> int:
+        """Frames of the first chunk of a clip that others came before."""
+        return self.plan.chunk if self.first_trained else 0
+
+    @property
+    def moved(self) -> ChunkRollout:
+        """The clip without its given chunk."""
+        if not self.given:
+            return self
+        rest = {name: getattr(self, name)[:, :, self.given :] for name in ("x", "noisy", "velocity")}
+        return replace(self, **rest)
+
     def again(self, noisy: Latent, sigma: float) -> Latent:
-        """Velocity of the student for the trained frames, each chunk with the cache that it was made with."""
+        """Velocity of the student for the trained frames, each chunk with the cache that it was made with.
+
+        Raises:
+            ValueError: the caches were not kept, or `noisy` has another number of chunks.
+        """
         pairs = zip(noisy.split(self.plan.chunk, 2), self.trained, strict=True)
-        return torch.cat([self.causal.velocity(part, sigma, self.cond, chunk.cache) for part, chunk in pairs], 2)
+        return torch.cat([self._again(part, sigma, chunk) for part, chunk in pairs], 2)
+
+    def _again(self, noisy: Latent, sigma: float, chunk: ChunkExit) -> Latent:
+        if chunk.cache is None:
+            raise ValueError("this video was made without keeping the caches of its chunks: nothing can be asked again")
+        return self.causal.velocity(noisy, sigma, self.cond, chunk.cache)
 
 
 def roll(
@@ -183,6 +205,7 @@ def roll(
     transition: Transition,
     *,
     grad: bool,
+    keep_caches: bool | None = None,
 ) -> ChunkRollout:
     """Run a causal student over all chunks of a video, each from noise to the exit step.
 
@@ -195,12 +218,14 @@ def roll(
         exit: index of the step whose x0 prediction is the chunk, 0..K-1; the same on all ranks.
         transition: steps between the levels (`fewstep.train.chunk_noise`).
         grad: record the graph of the exit steps of the trained chunks.
+        keep_caches: let trained chunks keep what they saw, for `ChunkRollout.again`; None: where there is a gradient.
 
     Raises:
         ValueError: the frames do not divide into chunks; see `ChunkPlan.first_trained`.
     """
     first, sigmas = plan.first_trained(start.shape[2]), grid.sigmas.tolist()[: exit + 1]
-    chunks = tuple(_chunks(student, plan, sigmas, cond, start, transition, first, grad))
+    kept = grad if keep_caches is None else keep_caches
+    chunks = tuple(_chunks(student, plan, sigmas, cond, start, transition, first, grad=grad, keep=kept))
     how = {"plan": plan, "grid": grid, "cond": cond, "start": start, "transition": transition, "exit": exit}
     return joined(chunks, first, causal=student, student=student.role, sigma=sigmas[-1], **how)
 
@@ -223,7 +248,9 @@ def _chunks(
     start: Latent,
     transition: Transition,
     first: int,
+    *,
     grad: bool,
+    keep: bool,
 ) -> Iterator[ChunkExit]:
     cache, sigma = ChunkCache(plan.policy), sigmas[-1]
     call = student.recomputed_velocity if plan.recompute else student.velocity
@@ -231,7 +258,8 @@ def _chunks(
         at, noisy = index * plan.chunk, _at_exit(student, sigmas, cond, noise, transition, index, cache)
         with torch.set_grad_enabled(grad and at >= first and torch.is_grad_enabled()):
             velocity = (call if torch.is_grad_enabled() else student.velocity)(noisy, sigma, cond, cache)
-        made = ChunkExit(index=index, start=at, sigma=sigma, noisy=noisy, velocity=velocity, cache=cache)
+        seen = cache if keep and at >= first else None  # a window's evicted chunks would live as long as the video
+        made = ChunkExit(index=index, start=at, sigma=sigma, noisy=noisy, velocity=velocity, cache=seen)
         yield made
         if at + plan.chunk < start.shape[2]:  # nothing attends to the last chunk
             cache = student.commit(made.x0.detach(), cond, cache)

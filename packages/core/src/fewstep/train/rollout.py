@@ -40,6 +40,16 @@ class Rollout:
     student: Role
     """Student that made it."""
 
+    @property
+    def given(self) -> int:
+        """First frames of the sample that only tell what came before, and that no loss moves."""
+        return 0
+
+    @property
+    def moved(self) -> Rollout:
+        """The sample without its given frames."""
+        return self
+
     def again(self, noisy: Latent, sigma: float) -> Latent:
         """Velocity of the student for this sample, with all that it was given, at another input and level."""
         return self.student.velocity(noisy, sigma, self.cond)
