@@ -102,6 +102,32 @@ def test_impossible_settings_are_refused_before_anything_is_loaded(fields, told)
         dataclasses.replace(salt_wan_1_3b(), **fields)
 
 
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"curriculum": Curriculum(after=50, frames=22)}, "22 frames of the curriculum"),
+        ({"curriculum": Curriculum(after=50, frames=18)}, "at least the 21 latent frames of the clip, in chunks of 3"),
+        ({"alignment_block": 40}, "no block 40 for the alignment: it has 40"),
+        ({"alignment_block": -1}, "no block -1"),
+    ],
+    ids=["chunks", "short", "block", "negative"],
+)
+def test_settings_that_do_not_fit_the_models_are_refused_in_a_plan(fields, told):
+    with pytest.raises(ValueError, match=told):
+        dataclasses.replace(salt_wan_1_3b(), **fields).skeleton()
+
+
+def test_a_block_that_no_loss_asks_for_is_not_looked_at():
+    recipe = dataclasses.replace(salt_wan_1_3b(), alignment_block=99)
+    for fields in ({"alignment": 0.0}, {"alignment_kind": "mse"}):
+        dataclasses.replace(recipe, **fields).check_sizes(21, 40)
+    later = dataclasses.replace(recipe, alignment=0.0, curriculum=Curriculum(after=5, alignment=0.1))
+    with pytest.raises(ValueError, match="no block 99"):
+        later.check_sizes(21, 40)
+    with pytest.raises(ValueError, match="a clip of one chunk"):
+        dataclasses.replace(salt_wan_1_3b(), curriculum=Curriculum(after=5, frames=6)).check_sizes(3, 40)
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> Path:
     """Folders of a tiny teacher and of another tiny pipeline to start from."""
@@ -156,6 +182,22 @@ def test_a_student_starts_from_a_checkpoint_and_not_from_a_bidirectional_model(
     recipe = dataclasses.replace(salt_wan_1_3b(), teacher=str(models / "teacher"))
     with pytest.raises(FewstepError, match="--student-weights"):
         recipe._start(wan, wan.tiny())
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--alignment-block", "2"], "no block 2 for the alignment: it has 2"),
+        (["--curriculum.after", "1", "--curriculum.frames", "5"], "5 frames of the curriculum"),
+    ],
+    ids=["block", "frames"],
+)
+def test_settings_that_do_not_fit_the_models_are_refused_before_a_run(
+    given, tmp_path, monkeypatch, capsys, words, told
+):
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
+    assert main(["train", "salt-worlds", "--out", str(tmp_path / "run"), *given, *words]) != 0
+    assert told in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -71,6 +71,18 @@ class CausalDistillation(StudentRecipe):
         size = self.frames, self.height, self.width
         return self.student_class(steps=self.sampling_grid.raw, shift=self.shift, size=size, **chunks)
 
+    def check_sizes(self, frames: int, blocks: int) -> None:
+        """Refuse settings that do not fit the models, before anything is made of them.
+
+        Args:
+            frames: latent frames of the teacher's clip.
+            blocks: of the teacher.
+
+        Raises:
+            ValueError: the frames do not divide into chunks.
+        """
+        self.plan.first_trained(frames)
+
     def causal_objective(self, roles: Roles, pipe: Any = None) -> Objective:
         """Objective of this run.
 
@@ -88,7 +100,7 @@ class CausalDistillation(StudentRecipe):
         expected = families.denoiser(other).architecture(other)
         if expected.latent(self.frames, self.height, self.width) != shape:
             raise UnsupportedModelError(f"{self.student_start} and {self.teacher} have latents of different shapes")
-        self.plan.first_trained(shape[1])
+        self.check_sizes(shape[1], expected.blocks)
         self._start(family, family.check(pipe))
         teacher = family.check(other)
         critic = family.check(load(self.critic_start).model) if self.critic_start else copy.deepcopy(teacher)
@@ -116,7 +128,7 @@ class CausalDistillation(StudentRecipe):
     def skeleton(self) -> Job:
         sizes = architecture(self.student_start)
         shape = sizes.latent(self.frames, self.height, self.width)
-        self.plan.first_trained(shape[1])
+        self.check_sizes(shape[1], architecture(self.teacher).blocks)
         names = (self.student_start, self.critic_start or self.teacher, self.teacher)
         roles = self._three_roles(*(architecture(name).meta_network() for name in names))
         data = MetaData(shape, cond=(self.tokens, sizes.text_width), uncond=True)

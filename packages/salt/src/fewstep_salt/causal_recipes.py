@@ -94,6 +94,32 @@ class SaltRecipe(CausalDistillation):
         if not set(self.raw_steps) <= trained:
             raise ValueError(f"steps of use {self.raw_steps} must be among those of training {sorted(trained)[::-1]}")
 
+    def check_sizes(self, frames: int, blocks: int) -> None:
+        """See `CausalDistillation.check_sizes`; here too for what changes later in the run.
+
+        Raises:
+            ValueError: a rollout does not divide into chunks or is shorter than the clip, or there is no such block.
+        """
+        super().check_sizes(frames, blocks)
+        if self.curriculum.frames:
+            self._check_longer(self.curriculum.frames, frames)
+        aligns = any("alignment" in how["extra"] for how in self._settings().values())
+        if aligns and self.alignment_kind != "mse" and not 0 <= self.alignment_block < blocks:
+            raise ValueError(
+                f"the teacher has no block {self.alignment_block} for the alignment: it has {blocks}, from block 0 on"
+            )
+
+    def _check_longer(self, frames: int, clip: int) -> None:
+        if frames < clip or frames % self.chunk:
+            raise ValueError(
+                f"{frames} frames of the curriculum: a rollout has at least the {clip} latent frames of the clip, in "
+                f"chunks of {self.chunk}"
+            )
+        if clip == self.chunk < frames:
+            raise ValueError(
+                f"a clip of one chunk cannot be the end of {frames} frames: its first chunk is not trained"
+            )
+
     def causal_objective(self, roles: Roles, pipe: Any = None) -> Objective:
         stages = {
             since: SaltObjective(**{**self.shared(roles), **how}, plan=self.plan, image_latent=_image_latent(pipe))

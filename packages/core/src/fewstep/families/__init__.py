@@ -103,6 +103,10 @@ class Architecture(Protocol):
     def text_width(self) -> int:
         """Width of a prompt embedding."""
 
+    @property
+    def blocks(self) -> int:
+        """Blocks of the network, among which `hidden_tokens` takes one."""
+
     def latent(self, frames: int, height: int, width: int) -> tuple[int, ...]:
         """Shape of the latent of one video.
 

@@ -175,6 +175,11 @@ class Architecture:
         """Width of a prompt embedding."""
         return self.transformer.get("text_dim", 4096)
 
+    @property
+    def blocks(self) -> int:
+        """Blocks of the transformer."""
+        return self.transformer.get("num_layers", 40)
+
     def latent(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """Shape ``(C, F, H, W)`` of the latent of a video.
 
