@@ -84,7 +84,11 @@ def test_ctrl_c_finishes_the_file(fewstep, folder, monkeypatch):
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(VideoWriter, "add", stopped)
-    code, out, err = fewstep(*run("--prompt", "a cat", "--seconds", 60, "--output", "cut.mp4"))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let background jobs ignore Ctrl-C
+    try:
+        code, out, err = fewstep(*run("--prompt", "a cat", "--seconds", 60, "--output", "cut.mp4"))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert code == 130 and "frames: 21\n" in out and "interrupted" in err
     assert "wrote cut.mp4: what there was when it was stopped" in out
     assert len(iio.imread(folder / "cut.mp4", plugin="pyav")) == 21
