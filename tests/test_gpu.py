@@ -50,6 +50,7 @@ def test_every_item_runs_at_a_tiny_size_on_the_cpu(gpu, tmp_path):
         "gpu-diffusion-decoding",
         "gpu-clip-decoding",
         "gpu-video-steps",
+        "gpu-causal-video",
         "gpu-training-step",
     }
     assert {row.run.weights for row in rows} == {"random"} and {row.run.hardware for row in rows} == {"cpu"}
